@@ -1,0 +1,171 @@
+"""AdaRankGrad: adaptive gradient rank and moments (arXiv 2410.17881).
+
+Each matrix's gradient is projected on a basis found by a randomized range finder. The basis has
+the smallest rank that captures a given share of the gradient's energy; Adam's moments live in it
+and are carried over when it is replaced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..core.carry import Carry
+from ..core.projection import Side
+from ..core.rank import energy_from_residual
+from .engine import SubspaceOptimizer
+from .options import DEFAULT_MAX_RANK, BasisFinder
+
+
+class AdaRankGrad(SubspaceOptimizer):
+    """Adam in gradient subspaces of adaptive rank.
+
+    A step: project the gradient on the basis; where a refresh is due, find a new basis and rank
+    and carry the moments over; run Adam on the coordinates; lift the result into the weight.
+    Parameters that are not projected (fewer than two axes, or in a group with ``project=False``)
+    are trained by AdamW with the same options.
+
+    Differs from the paper: the defaults are what we measured to work better. They refresh more
+    often, look at the gradient through a warm-started basis, carry the second moment so that it
+    cannot turn negative, and give new directions a second moment (``core/carry.py`` says why).
+    `published` is the method as published.
+
+    Args:
+        params: parameters, named parameters or groups; `param_groups` builds groups from a model.
+            Every option below may also be set per group, and ``stacked=True`` marks a group whose
+            weights stack matrices along their first axis.
+        lr: step size, at least 0.
+        betas: decay rates of the moments, each in [0, 1).
+        eps: added to the root of the second moment, at least 0.
+        weight_decay: decoupled, multiplied by ``lr``, at least 0.
+        project: False trains the group by AdamW.
+        stacked: see ``params``.
+        max_rank: ceiling, an int (columns) or a float in (0, 1] (share of the short side).
+        min_rank: floor, likewise.
+        energy: share of the gradient's energy ‖G‖²_F that a basis should capture, in (0, 1]. A
+            published residual threshold ξ is ``energy = 1 − ξ²``.
+        monotone: never let a rank grow.
+        rank_multiple: round ranks up to a multiple of this.
+        scale: factor on the lifted update (GaLore's α), at least 0.
+        side: which side of a matrix the basis spans. ``short`` costs the least time and holds
+            min·r + 2·max·r elements; ``long`` holds max·r + 2·min·r. ``left``, ``right``.
+        basis: ``randomized`` range finder or ``exact`` singular value decomposition.
+        oversampling: extra columns of a sketch.
+        power_iterations: rounds that sharpen a sketch; a warm start counts as one.
+        warm_start: start the search from the present basis.
+        refresh_max_gap: steps after which a basis is replaced at the latest.
+        refresh_min_gap: the three criteria below are consulted at multiples of this many steps.
+        refresh_norm: replace the basis when the projected gradient's norm is at or below this
+            (the paper's criterion ς), or None.
+        refresh_relative_norm: the same, as a share of its norm at the last refresh, or None.
+        refresh_energy: replace the basis when it captures less than this share of the gradient's
+            energy, or None.
+        carry: how moments go from basis to basis: ``squared``, ``ldadam``, ``published``,
+            ``keep``, ``reset`` (`core.carry.carry_moments`).
+        fill_new_directions: give directions new to the basis a second moment.
+        seed: of the private random generators.
+
+    Raises:
+        ValueError: if an option is out of range, or at a step if a gradient is sparse.
+
+    Memory: (m·r + 2·r·n) state elements a matrix of projected side m, float32 (float64 under
+    float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
+    ceiling width, and a float32 copy of one half-precision gradient.
+
+    Example:
+        >>> import torch
+        >>> from adarankgrad import AdaRankGrad, param_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+        >>> optimizer = AdaRankGrad(param_groups(model, max_rank=16), lr=1e-3)
+        >>> model(torch.randn(4, 64)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.report().layers[0].rank <= 16
+        True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        project: bool = True,
+        stacked: bool = False,
+        max_rank: int | float = DEFAULT_MAX_RANK,
+        min_rank: int | float = 4,
+        energy: float = 0.9,
+        monotone: bool = False,
+        rank_multiple: int = 1,
+        scale: float = 1.0,
+        side: Side = "short",
+        basis: BasisFinder = "randomized",
+        oversampling: int = 8,
+        power_iterations: int = 1,
+        warm_start: bool = True,
+        refresh_max_gap: int = 50,
+        refresh_min_gap: int = 10,
+        refresh_norm: float | None = None,
+        refresh_relative_norm: float | None = None,
+        refresh_energy: float | None = None,
+        carry: Carry = "squared",
+        fill_new_directions: bool = True,
+        seed: int = 0,
+    ) -> None:
+        defaults = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "params", "__class__")
+        }
+        super().__init__(params, defaults)
+
+    @classmethod
+    def published(
+        cls,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        max_rank: int | float,
+        min_rank: int | float = 1,
+        residual: float = 0.2,
+        refresh_norm: float = 1e-4,
+        **options: Any,
+    ) -> AdaRankGrad:
+        """Build the method as published, where the publication is known.
+
+        Basis: cold randomized range finder of twice the rank ceiling with two power iterations,
+        and a residual threshold of 0.2, as in the one public projector in the authors' style.
+        Refresh: when the projected gradient's norm falls to ``refresh_norm`` (the paper's
+        criterion; 1e-4 is one user script's value, the paper's is not known) or after 200 steps.
+        Moments: both rotated linearly, the second one's sign removed, nothing for new directions.
+        ``eps=1e-6`` as in GaLore, whose hyperparameters the paper's experiments follow.
+
+        Args:
+            params: as for the constructor.
+            lr: step size.
+            max_rank: the paper's r_max; its tables call it the initial rank.
+            min_rank: the paper's r_min.
+            residual: ξ, the share ‖G − G_r‖_F / ‖G‖_F (not squared) that may be lost, in [0, 1).
+            refresh_norm: ς, in units of the gradient.
+            options: any other option of the constructor, to override the preset.
+
+        Raises:
+            ValueError: if an option is out of range.
+        """
+        preset = {
+            "eps": 1e-6,
+            "max_rank": max_rank,
+            "min_rank": min_rank,
+            "energy": energy_from_residual(residual),
+            "oversampling": max_rank if isinstance(max_rank, int) else 0,
+            "power_iterations": 2,
+            "warm_start": False,
+            "refresh_max_gap": 200,
+            "refresh_min_gap": 1,
+            "refresh_norm": refresh_norm,
+            "carry": "published",
+            "fill_new_directions": False,
+        }
+        return cls(params, lr, **{**preset, **options})

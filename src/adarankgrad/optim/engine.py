@@ -1,0 +1,220 @@
+"""The optimizer that every gradient-subspace method here is: projected matrices, plain AdamW else.
+
+A method is a subclass that fixes a signature and defaults. Everything a step reads stands in the
+parameter groups and in the state, as tensors and plain values, so that copying, pickling and
+resuming need no more than torch's own optimizers do.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from .matrix_step import layout_for, new_state, step_matrix
+from .options import check_options
+from .report import OptimizerReport, build_report, named_parameters
+
+Group = dict[str, Any]
+
+
+class SubspaceOptimizer(Optimizer):
+    """Adam in low-rank gradient subspaces for matrices, AdamW for everything else.
+
+    Nothing is bound at construction: layouts, ranks and state come from the parameter when it is
+    first stepped, so that wrappers may swap parameters in between.
+
+    Args:
+        params: parameters, named parameters, or groups of either. Names, where given, identify a
+            parameter to its random generator and in reports; otherwise its position does.
+        defaults: every option of a group.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(self, params: Any, defaults: Group) -> None:
+        check_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; options that it does not set come from the constructor.
+
+        Raises:
+            ValueError: if an option is out of range or unknown.
+        """
+        known = {*self.defaults, "params", "param_names", "initial_lr"}
+        unknown = sorted(set(param_group) - known)
+        if unknown:
+            raise ValueError(
+                f"unknown option {', '.join(unknown)} in a parameter group; "
+                f"known are {', '.join(sorted(self.defaults))}"
+            )
+        check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None without one.
+
+        Raises:
+            ValueError: if a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plain: list[tuple[Group, list[Tensor]]] = []
+        for group in self.param_groups:
+            plain.append((group, []))
+            for name, param in named_parameters(group, self.param_groups):
+                if param.grad is None:
+                    continue
+                _check_gradient(name, param)
+                if self._is_projected(group, name, param):
+                    self._step_projected(group, name, param)
+                else:
+                    plain[-1][1].append(param)
+        for group, params in plain:
+            self._step_plain(group, params)
+        return loss
+
+    def report(self) -> OptimizerReport:
+        """Ranks, captured energy, refreshes and bytes of every layer, and their totals."""
+        return build_report(self)
+
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load options and state saved by ``state_dict()``.
+
+        Unlike torch's, it keeps the dtype of every state tensor (a float32 basis under bfloat16
+        weights stays float32) and takes shapes from the saved state, whatever ranks this
+        optimizer is at, if it has stepped at all.
+
+        Args:
+            state_dict: from `state_dict`; not modified and not referred to afterwards.
+
+        Raises:
+            ValueError: if groups differ in number or size.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        saved_groups = copy.deepcopy(state_dict["param_groups"])
+        groups = self.param_groups
+        _check_same_groups(groups, saved_groups)
+
+        ids = [key for group in saved_groups for key in group["params"]]
+        params = [param for group in groups for param in group["params"]]
+        state = dict(state_dict["state"])
+        restored = {
+            param: _copied_to(state.pop(key), param.device)
+            for key, param in zip(ids, params, strict=True)
+            if key in state
+        }
+        for group, saved in zip(groups, saved_groups, strict=True):
+            saved["params"] = group["params"]
+            if "param_names" in group:
+                saved["param_names"] = group["param_names"]
+        self.__setstate__({"state": {**state, **restored}, "param_groups": saved_groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, and give options that an older version did not have their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def _is_projected(self, group: Group, name: str, param: Tensor) -> bool:
+        if not group["project"] or param.dim() < 2:
+            return False
+        layout = layout_for(param, group)
+        if min(layout.num_rows, layout.num_cols) > 1:
+            return True
+        if not self.state[param]:
+            warnings.warn(
+                f"{name} {tuple(param.shape)} is a vector in the shape of a matrix; "
+                "it is trained by plain AdamW",
+                stacklevel=3,
+            )
+        return False
+
+    def _step_projected(self, group: Group, name: str, param: Tensor) -> None:
+        state = self.state[param]
+        if not state:
+            state.update(new_state(param, layout_for(param, group)))
+        step_matrix(param, cast(Tensor, param.grad), state, group, name)
+
+    def _step_plain(self, group: Group, params: list[Tensor]) -> None:
+        if not params:
+            return
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [cast(Tensor, param.grad) for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            has_complex=any(param.is_complex() for param in params),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _check_gradient(name: str, param: Tensor) -> None:
+    grad = cast(Tensor, param.grad)
+    if grad.layout is not torch.strided:
+        raise ValueError(
+            f"the gradient of {name} {tuple(param.shape)} is sparse; only dense gradients are "
+            "supported: build the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        )
+
+
+def _check_same_groups(groups: list[Group], saved_groups: list[Group]) -> None:
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    if sizes != saved_sizes:
+        raise ValueError(
+            "the saved optimizer has parameter groups of other sizes: "
+            f"saved {saved_sizes}, here {sizes}; build the groups as they were when it was saved"
+        )
+
+
+def _copied_to(value: Any, device: torch.device) -> Any:
+    """A copy of one parameter's state on the parameter's device, dtypes kept."""
+    copied = {}
+    for key, entry in value.items():
+        is_counter = key == "step"  # torch's AdamW wants its step tensor where it was
+        if isinstance(entry, Tensor):
+            entry = entry.clone() if is_counter else entry.to(device, copy=True)
+        copied[key] = entry
+    return copied

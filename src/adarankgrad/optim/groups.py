@@ -1,0 +1,215 @@
+"""Parameter groups from a model: which weights are projected, and which are left to AdamW."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.memory import adam_state_bytes, projected_state_bytes
+from .matrix_step import layout_for
+from .options import DEFAULT_MAX_RANK, resolve_rank
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORM_NAME = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
+_HEAD_NAMES = {"lm_head", "embed_out", "output_head", "classifier", "score", "head", "out_head"}
+_SMALLEST_SIDE = 8
+
+Group = dict[str, Any]
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    max_rank: int | float | None = None,
+    min_rank: int | float | None = None,
+    energy: float | None = None,
+    weight_decay: float | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    smallest_side: int = _SMALLEST_SIDE,
+    **options: Any,
+) -> list[Group]:
+    """Split a model's trainable parameters into groups for a subspace optimizer.
+
+    Projected: weights of linear and convolution layers, and stacked-expert weights of three axes
+    outside convolutions, whose shorter side has at least ``smallest_side`` entries. Plain AdamW:
+    embeddings and weights tied to them, the output head, norms, biases, and everything else. Norms
+    and biases get no weight decay. A tied weight appears once.
+
+    Args:
+        model: any module.
+        max_rank: rank ceiling of the projected groups; None leaves it to the optimizer.
+        min_rank: rank floor, likewise.
+        energy: energy threshold, likewise.
+        weight_decay: of all groups but norms and biases; None leaves it to the optimizer.
+        include: regular expressions searched in parameter names. Given, only matching weights
+            are projected, whatever module they belong to, as long as they have two axes.
+        exclude: regular expressions; matching weights are not projected.
+        smallest_side: see above; at least 2.
+        options: further options of the projected groups.
+
+    Returns:
+        Up to four groups of named parameters, empty ones left out: projected matrices, projected
+        stacks, plain weights, and parameters without decay.
+
+    Raises:
+        ValueError: if a pattern matches no parameter, the model has no trainable parameter, or
+            ``smallest_side`` is below 2.
+    """
+    if smallest_side < 2:
+        raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    if not named:
+        raise ValueError("the model has no parameter that requires a gradient; unfreeze some")
+    include_names = None if include is None else _matching_names(include, named, "include")
+    exclude_names = _matching_names(exclude, named, "exclude")
+    candidates = _candidate_names(model) if include_names is None else include_names
+    convolutions = _names_in(model, _CONVOLUTIONS)
+
+    members: dict[str, list[tuple[str, Tensor]]] = {
+        kind: [] for kind in ("matrices", "stacks", "plain", "undecayed")
+    }
+    for name, param in named:
+        is_candidate = name in candidates and name not in exclude_names and param.dim() >= 2
+        is_stack = param.dim() > 2 and name not in convolutions
+        if is_candidate and _short_side(param, is_stack) >= smallest_side:
+            members["stacks" if is_stack else "matrices"].append((name, param))
+        elif param.dim() < 2 or _NORM_NAME.search(name):
+            members["undecayed"].append((name, param))
+        else:
+            members["plain"].append((name, param))
+
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    ranks = {"max_rank": max_rank, "min_rank": min_rank, "energy": energy}
+    chosen = {name: value for name, value in ranks.items() if value is not None}
+    projected = {"project": True, **decay, **chosen, **options}
+    settings: dict[str, Group] = {
+        "matrices": {**projected, "stacked": False},
+        "stacks": {**projected, "stacked": True},
+        "plain": {"project": False, **decay},
+        "undecayed": {"project": False, "weight_decay": 0.0},
+    }
+    return [{"params": params, **settings[kind]} for kind, params in members.items() if params]
+
+
+def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
+    """Return a table of what is projected, at which rank ceiling, and what that saves.
+
+    Args:
+        groups: from `param_groups`, or an optimizer of ours, before or after its first step.
+        max_rank: ceiling of groups that do not set one; an optimizer's groups all do.
+
+    Returns:
+        Lines of text: one for each projected weight with its bytes of state at the ceiling and
+        AdamW's for the same weight, then totals in MiB (2**20 bytes).
+    """
+    group_list: list[Group] = getattr(groups, "param_groups", groups)
+    rows: list[tuple[str, str, str, str, str]] = []
+    ceiling_bytes = adamw_bytes = num_projected = num_plain = plain_bytes = 0
+    for group in group_list:
+        for name, param in _group_members(group):
+            full = adam_state_bytes(param.numel(), param.element_size())
+            if not group.get("project", True) or param.dim() < 2:
+                num_plain += param.numel()
+                plain_bytes += full
+                continue
+            layout = layout_for(param, {"side": "short", "stacked": False, **group})
+            rank = resolve_rank(group.get("max_rank", max_rank), layout)
+            held = projected_state_bytes(layout, rank)
+            num_projected += param.numel()
+            ceiling_bytes += held
+            adamw_bytes += full
+            shape = "x".join(map(str, param.shape))
+            rows.append((name, shape, str(rank), _mib(held), _mib(full)))
+    header = ("projected weight", "shape", "max rank", "state MiB", "AdamW MiB")
+    share = ceiling_bytes / adamw_bytes if adamw_bytes else 0.0
+    return "\n".join(
+        [
+            *_aligned([header, *rows]),
+            f"projected: {num_projected:,} weights in {len(rows)} matrices, at most "
+            f"{_mib(ceiling_bytes)} MiB of state, {share:.0%} of AdamW's {_mib(adamw_bytes)} MiB",
+            f"plain AdamW: {num_plain:,} weights, {_mib(plain_bytes)} MiB of state",
+        ]
+    )
+
+
+def _candidate_names(model: nn.Module) -> set[str]:
+    """Names of weights that are projected by default."""
+    kept_plain = {id(param) for param in _embedding_and_head_weights(model)}
+    names = set()
+    for module_name, module in model.named_modules():
+        for short_name, param in module.named_parameters(recurse=False):
+            is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            is_layer = is_linear or isinstance(module, _CONVOLUTIONS)
+            is_stack = param.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+            if ((is_layer and short_name == "weight") or is_stack) and id(param) not in kept_plain:
+                names.add(f"{module_name}.{short_name}" if module_name else short_name)
+    return names
+
+
+def _embedding_and_head_weights(model: nn.Module) -> Iterator[Tensor]:
+    for name, module in model.named_modules():
+        is_head = name.rpartition(".")[2] in _HEAD_NAMES
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or is_head:
+            yield from module.parameters()
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    if isinstance(head, nn.Module):
+        yield from head.parameters()
+
+
+def _names_in(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
+    return {
+        f"{module_name}.{short_name}" if module_name else short_name
+        for module_name, module in model.named_modules()
+        if isinstance(module, kinds)
+        for short_name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _matching_names(
+    patterns: str | Sequence[str], named: Iterable[tuple[str, Tensor]], argument: str
+) -> set[str]:
+    names = [name for name, _ in named]
+    matched: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = {name for name in names if re.search(pattern, name)}
+        if not found:
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no trainable parameter; "
+                f"the model has names such as {', '.join(names[:3])}"
+            )
+        matched |= found
+    return matched
+
+
+def _short_side(param: Tensor, is_stack: bool) -> int:
+    layout = layout_for(param, {"side": "short", "stacked": is_stack})
+    return min(layout.num_rows, layout.num_cols)
+
+
+def _group_members(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """Named members of a group as a user writes it or as an optimizer holds it."""
+    if "param_names" in group:
+        yield from zip(group["param_names"], group["params"], strict=True)
+        return
+    members = group["params"]
+    for index, member in enumerate([members] if isinstance(members, torch.Tensor) else members):
+        yield member if isinstance(member, tuple) else (f"parameter {index}", member)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns padded to one width, the first flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join(cells)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.2f}"

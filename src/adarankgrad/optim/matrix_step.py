@@ -1,0 +1,210 @@
+"""One step of Adam inside a basis, for one projected weight.
+
+The state of a weight is tensors and plain numbers (`new_state`), so that it survives any
+``torch.save`` and ``weights_only`` load. Ranks change it from refresh to refresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.adam import adam_direction
+from ..core.carry import carry_moments
+from ..core.projection import Layout, layout_of, lift_into_, project
+from ..core.range_finder import Subspace, find_range, find_range_exactly
+from ..core.rank import choose_rank
+from ..core.refresh import RefreshReason, measured_reason, scheduled_reason
+from .options import refresh_rule, resolve_rank
+
+State = dict[str, Any]
+Options = dict[str, Any]
+
+_FINDERS = {"randomized": find_range, "exact": find_range_exactly}
+
+
+def layout_for(weight: Tensor, options: Options) -> Layout:
+    """Where the weight's matrix lies, from its shape and its group's options."""
+    return layout_of(weight.shape, options["side"], is_stacked=options["stacked"])
+
+
+def new_state(weight: Tensor, layout: Layout) -> State:
+    """State before the first refresh: a basis with no columns yet.
+
+    ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
+    the present basis (m, r). The moments are (r, n). All float32, or float64 under float64 weights.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    basis_shape = (*layout.batch_shape, layout.num_rows, 0)
+    coords_shape = (*layout.batch_shape, 0, layout.num_cols)
+    return {
+        "step": 0,
+        "basis": torch.zeros(basis_shape, dtype=dtype, device=weight.device),
+        "exp_avg": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
+        "exp_avg_sq": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
+        "steps_since_refresh": 0,
+        "num_refreshes": 0,
+        "num_skipped_refreshes": 0,
+        "refresh_reason": int(RefreshReason.NONE),
+        "captured_energy": 0.0,
+        "coords_energy_at_refresh": 0.0,
+    }
+
+
+def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, name: str) -> None:
+    """Project the gradient, refresh the basis if that is due, and update the weight in place.
+
+    Args:
+        weight: any shape with two axes or more; modified in place.
+        grad: its dense gradient.
+        state: from `new_state`; modified in place.
+        options: the parameter group.
+        name: identifies the weight to the random generator.
+    """
+    layout = layout_for(weight, options)
+    grad_matrix = layout.view(grad)
+
+    coords = project(grad_matrix, state["basis"])
+    reason = _refresh_reason(grad_matrix, coords, state, options)
+    if reason is not RefreshReason.NONE:
+        coords = _refresh(grad_matrix, coords, state, options, layout, name, reason)
+    state["steps_since_refresh"] += 1
+
+    if coords.shape[-2] == 0:
+        direction = coords
+    else:
+        state["step"] += 1
+        direction = adam_direction(
+            coords,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=state["step"],
+            betas=options["betas"],
+            eps=options["eps"],
+        )
+    _update_weight(weight, layout, state["basis"], direction, options)
+
+
+def _refresh_reason(
+    grad_matrix: Tensor, coords: Tensor, state: State, options: Options
+) -> RefreshReason:
+    rule = refresh_rule(options)
+    age = state["steps_since_refresh"]
+    reason = scheduled_reason(rule, age, has_basis=coords.shape[-2] > 0)
+    # Reading a norm waits for the device, so the gradient is consulted at multiples of min_gap.
+    is_consulted = rule.reads_gradient and age > 0 and age % rule.min_gap == 0
+    if reason is not RefreshReason.NONE or not is_consulted:
+        return reason
+    coords_energy = _squared_norm(coords)
+    total_energy = math.nan if rule.energy is None else _squared_norm(grad_matrix)
+    return measured_reason(rule, coords_energy, total_energy, state["coords_energy_at_refresh"])
+
+
+def _refresh(
+    grad_matrix: Tensor,
+    coords: Tensor,
+    state: State,
+    options: Options,
+    layout: Layout,
+    name: str,
+    reason: RefreshReason,
+) -> Tensor:
+    """Find a new basis, carry the moments to it, and return the gradient's coordinates in it.
+
+    A gradient that is zero or not finite is never factorised: the old basis stays, the skip is
+    counted, and the refresh is tried again at the next step.
+    """
+    grad_matrix = grad_matrix.to(state["basis"].dtype)
+    total = _squared_norm(grad_matrix)
+    if not 0.0 < total < math.inf:
+        state["num_skipped_refreshes"] += 1
+        return coords
+
+    subspace = _find_subspace(grad_matrix, coords, state, options, layout, name)
+    old_rank = coords.shape[-2]
+    rank = choose_rank(
+        subspace.energies,
+        subspace.total,
+        energy=options["energy"],
+        min_rank=resolve_rank(options["min_rank"], layout),
+        max_rank=resolve_rank(options["max_rank"], layout),
+        previous_rank=old_rank or None,
+        monotone=options["monotone"],
+        rank_multiple=options["rank_multiple"],
+    )
+    # Copies, so that the memory of the directions that are not kept is released.
+    basis = subspace.basis[..., :rank].contiguous()
+    coords = subspace.coords[..., :rank, :].contiguous()
+    _carry(basis, subspace.energies[..., :rank], state, options, layout)
+
+    coords_energy = subspace.energies[..., :rank].sum().item()
+    state["basis"] = basis
+    state["steps_since_refresh"] = 0
+    state["num_refreshes"] += 1
+    state["refresh_reason"] = int(reason)
+    state["coords_energy_at_refresh"] = coords_energy
+    state["captured_energy"] = min(1.0, coords_energy / total)
+    return coords
+
+
+def _find_subspace(
+    grad_matrix: Tensor,
+    coords: Tensor,
+    state: State,
+    options: Options,
+    layout: Layout,
+    name: str,
+) -> Subspace:
+    is_warm = options["warm_start"] and coords.shape[-2] > 0
+    return _FINDERS[options["basis"]](
+        grad_matrix,
+        resolve_rank(options["max_rank"], layout),
+        oversampling=options["oversampling"],
+        power_iterations=options["power_iterations"],
+        start=coords if is_warm else None,
+        generator=_generator(grad_matrix.device, options["seed"], name, state["num_refreshes"]),
+    )
+
+
+def _carry(basis: Tensor, energies: Tensor, state: State, options: Options, layout: Layout) -> None:
+    """Rotate the moments of ``state`` from its basis to a new one."""
+    fill = None
+    if options["fill_new_directions"]:
+        fill = (energies / layout.num_cols).unsqueeze(-1)
+    state["exp_avg"], state["exp_avg_sq"] = carry_moments(
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        basis.mT @ state["basis"],
+        options["carry"],
+        fill=fill if state["step"] > 0 else None,
+        step=max(1, state["step"]),
+        betas=options["betas"],
+    )
+    if options["carry"] == "reset":
+        state["step"] = 0
+
+
+def _update_weight(
+    weight: Tensor, layout: Layout, basis: Tensor, direction: Tensor, options: Options
+) -> None:
+    lr = float(options["lr"])
+    matrix = layout.view(weight)
+    decay = 1.0 - lr * options["weight_decay"]
+    lift_into_(matrix, basis, direction, decay=decay, step=lr * options["scale"])
+    if matrix.data_ptr() != weight.data_ptr():  # strides that no matrix can share: channels_last
+        weight.copy_((matrix.mT if layout.is_transposed else matrix).reshape(weight.shape))
+
+
+def _generator(device: torch.device, seed: int, name: str, count: int) -> torch.Generator:
+    """A generator of its own for every refresh of every weight; the global one is never touched."""
+    digest = hashlib.blake2b(f"{seed}/{name}/{count}".encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(tensor, dtype=dtype)) ** 2

@@ -1,0 +1,102 @@
+"""The options that a parameter group may set, checked when the group is added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from ..core.carry import CARRIES
+from ..core.projection import SIDES, Layout
+from ..core.refresh import RefreshRule
+
+BasisFinder = Literal["randomized", "exact"]
+DEFAULT_MAX_RANK = 0.25
+BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check every option of a parameter group.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    for name in ("lr", "eps", "weight_decay"):
+        _check_number(name, options[name], low=0.0)
+    betas = options["betas"]
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+    _check_number("scale", options["scale"], low=0.0)
+    _check_ranks(options)
+    _check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
+    for name in ("rank_multiple", "refresh_max_gap", "refresh_min_gap"):
+        _check_count(name, options[name], low=1)
+    for name in ("oversampling", "power_iterations"):
+        _check_count(name, options[name], low=0)
+    for name in ("refresh_norm", "refresh_relative_norm", "refresh_energy"):
+        if options[name] is not None:
+            _check_number(name, options[name], low=0.0)
+    _check_choice("side", options["side"], SIDES)
+    _check_choice("basis", options["basis"], BASIS_FINDERS)
+    _check_choice("carry", options["carry"], CARRIES)
+
+
+def resolve_rank(rank: int | float, layout: Layout) -> int:
+    """Turn a rank option into a number of columns for one matrix.
+
+    Args:
+        rank: an int is a number of columns, a float a share of the matrix's short side.
+        layout: how the weight is projected.
+
+    Returns:
+        A rank in [1, short side].
+    """
+    short_side = min(layout.num_rows, layout.num_cols)
+    wanted = rank if isinstance(rank, int) else round(rank * short_side)
+    return max(1, min(wanted, short_side))
+
+
+def refresh_rule(options: Mapping[str, Any]) -> RefreshRule:
+    """Collect the refresh options of a group."""
+    return RefreshRule(
+        max_gap=options["refresh_max_gap"],
+        min_gap=options["refresh_min_gap"],
+        norm=options["refresh_norm"],
+        relative_norm=options["refresh_relative_norm"],
+        energy=options["refresh_energy"],
+    )
+
+
+def _check_ranks(options: Mapping[str, Any]) -> None:
+    min_rank, max_rank = options["min_rank"], options["max_rank"]
+    for name, rank in (("min_rank", min_rank), ("max_rank", max_rank)):
+        is_count = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+        is_share = isinstance(rank, float) and 0.0 < rank <= 1.0
+        if not (is_count or is_share):
+            raise ValueError(
+                f"{name} must be an int of at least 1 (columns) or a float in (0, 1] "
+                f"(share of a matrix's short side), got {rank!r}"
+            )
+    if type(min_rank) is type(max_rank) and min_rank > max_rank:
+        raise ValueError(f"min_rank must not exceed max_rank, got {min_rank} and {max_rank}")
+
+
+def _check_number(
+    name: str, value: Any, *, low: float, high: float = math.inf, is_low_allowed: bool = True
+) -> None:
+    number = float(value)
+    is_inside = (low <= number if is_low_allowed else low < number) and number <= high
+    if not is_inside or math.isinf(number):
+        bracket = "[" if is_low_allowed else "("
+        allowed = f"in {bracket}{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+        raise ValueError(f"{name} must be {allowed} and finite, got {value!r}")
+
+
+def _check_count(name: str, value: Any, *, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
