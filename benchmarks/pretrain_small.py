@@ -260,7 +260,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validation", default="../shared/data/novels/validation/*.txt")
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument(
-        "--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+        "--lrs", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
     )
     parser.add_argument("--plain-lr", type=float, default=4e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

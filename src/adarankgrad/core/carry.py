@@ -5,17 +5,19 @@ exactly within the shared span: ``rotation @ exp_avg``. The second moment is not
 uses ``rotation @ exp_avg_sq``, which is wrong in general: about half of its entries turn negative
 when basis vectors merely change sign, and Adam then takes the root of a negative number.
 
-Differs from the paper: new directions (rows of ``rotation`` with norm below 1) would start with a
-second moment near zero while Adam's bias correction believes it is warm; their first step would be
-(1 − β₁)/√(1 − β₂) ≈ 3.2 times the usual length. ``fill`` gives the missing share of each row the
-second moment that the present gradient has along it. The first step along a direction that is
-entirely new then has a root mean square of at most (1 − β₁)/√β₂, a tenth of the usual length,
-and grows to it as the first moment warms up.
+Differs from the paper: a direction that the old basis did not span arrives with moments near
+zero, while Adam's bias correction believes them warm. Its first step would be
+(1 − β₁)/√(1 − β₂) ≈ 3.2 times the usual length, and the second moment would stay too small for
+some 1/(1 − β₂) steps. So each direction has a ``weight`` of its own: the share of the second
+moment's running average that it has really seen, 1 − β₂^t for a direction that was there from the
+start. It rotates as energy does, and the second moment is divided by it: bias correction,
+direction by direction. The first moment keeps the usual correction, so that an entirely new
+direction begins with a step of (1 − β₁) and grows to the usual length as its first moment warms up.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -24,16 +26,24 @@ Carry = Literal["squared", "ldadam", "published", "keep", "reset"]
 CARRIES: tuple[str, ...] = get_args(Carry)
 
 
+class Moments(NamedTuple):
+    """Adam's state in a basis of r directions.
+
+    Attributes:
+        exp_avg: (*batch, r, n), first moment.
+        exp_avg_sq: (*batch, r, n), second moment, not negative.
+        weight: (*batch, r, 1) in [0, 1], how much of the second moment's average each direction
+            has seen; ``exp_avg_sq / weight`` is free of bias.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    weight: Tensor
+
+
 def carry_moments(
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    rotation: Tensor,
-    method: Carry,
-    *,
-    fill: Tensor | None = None,
-    step: int = 1,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> tuple[Tensor, Tensor]:
+    moments: Moments, rotation: Tensor, method: Carry, *, first_correction: float = 1.0
+) -> Moments:
     """Express Adam's moments in a new basis.
 
     Methods:
@@ -44,73 +54,56 @@ def carry_moments(
         ``published``: |R v|, the paper's R v made safe by the absolute value.
         ``keep``: both moments stay as they are, row by row (GaLore); new rows are zero. It reads
             them in a basis they do not belong to, so signs and order of the basis matter.
-        ``reset``: zero. The caller restarts bias correction.
+        ``reset``: zero. The caller restarts the first moment's bias correction.
 
-    All but ``keep`` give the same next update whatever signs and order the new basis has.
+    Weights rotate by R∘R, stay in place for ``keep``, and are zero for ``reset``. All but ``keep``
+    give the same next update whatever signs and order the new basis has.
 
     Args:
-        exp_avg: (*batch, r_old, n), first moment.
-        exp_avg_sq: (*batch, r_old, n), second moment, not negative.
+        moments: in the old basis, r_old directions.
         rotation: (*batch, r_new, r_old), ``new_basis.mT @ old_basis``.
         method: one of the above.
-        fill: (*batch, r_new, 1) or (*batch, r_new, n), second moment to give to the share of each
-            new direction that the old basis did not span; None leaves it at zero. Ignored by
-            ``keep`` and ``reset``.
-        step: Adam steps taken, for the bias correction inside ``ldadam``; at least 1.
-        betas: Adam's decay rates, each in [0, 1).
+        first_correction: 1 − β₁^t, which frees the first moment of bias; used by ``ldadam``.
 
     Returns:
-        New ``(exp_avg, exp_avg_sq)``, each (*batch, r_new, n), newly allocated.
+        Moments in the new basis, r_new directions, newly allocated.
 
     Raises:
         ValueError: if ``method`` is unknown.
 
-    Memory: the two results and one temporary of their size.
+    Memory: the result and one temporary of a moment's size.
     """
     if method not in CARRIES:
         raise ValueError(f"carry must be one of {', '.join(CARRIES)}, got {method!r}")
-    if method == "keep":
-        num_rows = rotation.shape[-2]
-        return _keep_rows(exp_avg, num_rows), _keep_rows(exp_avg_sq, num_rows)
-    if method == "reset":
-        shape = (*exp_avg.shape[:-2], rotation.shape[-2], exp_avg.shape[-1])
-        return exp_avg.new_zeros(shape), exp_avg.new_zeros(shape)
+    if method in ("keep", "reset"):
+        num_kept = rotation.shape[-1] if method == "keep" else 0
+        return Moments(*(_keep_rows(part, num_kept, rotation.shape[-2]) for part in moments))
 
-    new_exp_avg = rotation @ exp_avg
-    squared_rotation = rotation.square()
+    exp_avg = rotation @ moments.exp_avg
+    energy_rotation = rotation.square()
+    weight = (energy_rotation @ moments.weight).clamp_(max=1.0)
     if method == "squared":
-        new_exp_avg_sq = squared_rotation @ exp_avg_sq
-    elif method == "ldadam":
-        new_exp_avg_sq = _carry_variances(
-            exp_avg, exp_avg_sq, new_exp_avg, squared_rotation, step, betas
-        )
+        exp_avg_sq = energy_rotation @ moments.exp_avg_sq
+    elif method == "published":
+        exp_avg_sq = (rotation @ moments.exp_avg_sq).abs_()
     else:
-        new_exp_avg_sq = (rotation @ exp_avg_sq).abs_()
-    if fill is not None:
-        missing_share = (1.0 - squared_rotation.sum(-1, keepdim=True)).clamp_(0.0, 1.0)
-        new_exp_avg_sq += missing_share * fill
-    return new_exp_avg, new_exp_avg_sq
+        exp_avg_sq = _carry_variances(moments, exp_avg, energy_rotation, first_correction)
+        spanned_share = energy_rotation.sum(-1, keepdim=True)
+        exp_avg_sq *= weight / spanned_share.clamp_min(torch.finfo(weight.dtype).tiny)
+    return Moments(exp_avg, exp_avg_sq, weight)
 
 
 def _carry_variances(
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    new_exp_avg: Tensor,
-    squared_rotation: Tensor,
-    step: int,
-    betas: tuple[float, float],
+    moments: Moments, exp_avg: Tensor, energy_rotation: Tensor, first_correction: float
 ) -> Tensor:
-    """LDAdam's rule, on bias-corrected moments; |·| because v − m² may dip below zero."""
-    first_correction = 1.0 - betas[0] ** step
-    second_correction = 1.0 - betas[1] ** step
-    variances = exp_avg_sq / second_correction - (exp_avg / first_correction).square_()
-    means = new_exp_avg / first_correction
-    carried = (squared_rotation @ variances).add_(means.square_())
-    return carried.abs_().mul_(second_correction)
+    """LDAdam's rule, on moments free of bias; |·| because v − m² may dip below zero."""
+    unbiased_sq = moments.exp_avg_sq / moments.weight.clamp_min(torch.finfo(exp_avg.dtype).tiny)
+    variances = unbiased_sq.sub_((moments.exp_avg / first_correction).square_())
+    means = exp_avg / first_correction
+    return (energy_rotation @ variances).add_(means.square_()).abs_()
 
 
-def _keep_rows(moment: Tensor, num_rows: int) -> Tensor:
-    """The first ``num_rows`` rows, or all of them and zeros below."""
-    kept = moment[..., :num_rows, :]
-    num_missing = num_rows - kept.shape[-2]
-    return torch.nn.functional.pad(kept, (0, 0, 0, num_missing)).clone()
+def _keep_rows(part: Tensor, num_kept: int, num_rows: int) -> Tensor:
+    """The first rows where they are, and zeros below."""
+    kept = part[..., : min(num_kept, num_rows), :]
+    return torch.nn.functional.pad(kept, (0, 0, 0, num_rows - kept.shape[-2])).clone()

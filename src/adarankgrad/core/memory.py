@@ -6,14 +6,14 @@ from .projection import Layout
 
 
 def projected_state_bytes(layout: Layout, rank: int, bytes_per_element: int = 4) -> int:
-    """Bytes of a basis and Adam's two moments in it: (m·r + 2·r·n) elements a matrix.
+    """Bytes of a basis and Adam's state in it: m·r + 2·r·n + r elements a matrix.
 
     Args:
         layout: how the weight is projected.
         rank: r, columns of the basis, at least 0.
         bytes_per_element: 4 for float32 state, 8 for float64.
     """
-    elements = layout.num_rows * rank + 2 * rank * layout.num_cols
+    elements = rank * (layout.num_rows + 2 * layout.num_cols + 1)
     return layout.num_matrices * elements * bytes_per_element
 
 

@@ -15,7 +15,7 @@ from ..core.carry import Carry
 from ..core.projection import Side
 from ..core.rank import energy_from_residual
 from .engine import SubspaceOptimizer
-from .options import DEFAULT_MAX_RANK, BasisFinder
+from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection
 
 
 class AdaRankGrad(SubspaceOptimizer):
@@ -28,7 +28,7 @@ class AdaRankGrad(SubspaceOptimizer):
 
     Differs from the paper: the defaults are what we measured to work better. They refresh more
     often, look at the gradient through a warm-started basis, carry the second moment so that it
-    cannot turn negative, and give new directions a second moment (``core/carry.py`` says why).
+    cannot turn negative, and correct its bias direction by direction (``core/carry.py`` says why).
     `published` is the method as published.
 
     Args:
@@ -63,13 +63,15 @@ class AdaRankGrad(SubspaceOptimizer):
             energy, or None.
         carry: how moments go from basis to basis: ``squared``, ``ldadam``, ``published``,
             ``keep``, ``reset`` (`core.carry.carry_moments`).
-        fill_new_directions: give directions new to the basis a second moment.
+        bias_correction: of the second moment, ``per_direction`` or ``global``. Global takes a
+            direction that is new to the basis for one that was always there, and its first steps
+            are several times too long.
         seed: of the private random generators.
 
     Raises:
         ValueError: if an option is out of range, or at a step if a gradient is sparse.
 
-    Memory: (m·r + 2·r·n) state elements a matrix of projected side m, float32 (float64 under
+    Memory: m·r + 2·r·n + r state elements a matrix of projected side m, float32 (float64 under
     float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
     ceiling width, and a float32 copy of one half-precision gradient.
 
@@ -111,7 +113,7 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_relative_norm: float | None = None,
         refresh_energy: float | None = None,
         carry: Carry = "squared",
-        fill_new_directions: bool = True,
+        bias_correction: BiasCorrection = "per_direction",
         seed: int = 0,
     ) -> None:
         defaults = {
@@ -166,6 +168,6 @@ class AdaRankGrad(SubspaceOptimizer):
             "refresh_min_gap": 1,
             "refresh_norm": refresh_norm,
             "carry": "published",
-            "fill_new_directions": False,
+            "bias_correction": "global",
         }
         return cls(params, lr, **{**preset, **options})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.adam import adam_direction
-from ..core.carry import carry_moments
+from ..core.carry import Moments, carry_moments
 from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
@@ -36,7 +36,8 @@ def new_state(weight: Tensor, layout: Layout) -> State:
     """State before the first refresh: a basis with no columns yet.
 
     ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
-    the present basis (m, r). The moments are (r, n). All float32, or float64 under float64 weights.
+    the present basis (m, r). The moments are (r, n), and ``weight`` (r, 1) is what each direction
+    has seen of the second (`core.carry.Moments`). All float32, or float64 under float64 weights.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     basis_shape = (*layout.batch_shape, layout.num_rows, 0)
@@ -46,6 +47,7 @@ def new_state(weight: Tensor, layout: Layout) -> State:
         "basis": torch.zeros(basis_shape, dtype=dtype, device=weight.device),
         "exp_avg": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
         "exp_avg_sq": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
+        "weight": torch.zeros((*coords_shape[:-1], 1), dtype=dtype, device=weight.device),
         "steps_since_refresh": 0,
         "num_refreshes": 0,
         "num_skipped_refreshes": 0,
@@ -82,6 +84,7 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
             coords,
             state["exp_avg"],
             state["exp_avg_sq"],
+            state["weight"],
             step=state["step"],
             betas=options["betas"],
             eps=options["eps"],
@@ -139,7 +142,7 @@ def _refresh(
     # Copies, so that the memory of the directions that are not kept is released.
     basis = subspace.basis[..., :rank].contiguous()
     coords = subspace.coords[..., :rank, :].contiguous()
-    _carry(basis, subspace.energies[..., :rank], state, options, layout)
+    _carry(basis, state, options)
 
     coords_energy = subspace.energies[..., :rank].sum().item()
     state["basis"] = basis
@@ -170,22 +173,20 @@ def _find_subspace(
     )
 
 
-def _carry(basis: Tensor, energies: Tensor, state: State, options: Options, layout: Layout) -> None:
+def _carry(basis: Tensor, state: State, options: Options) -> None:
     """Rotate the moments of ``state`` from its basis to a new one."""
-    fill = None
-    if options["fill_new_directions"]:
-        fill = (energies / layout.num_cols).unsqueeze(-1)
-    state["exp_avg"], state["exp_avg_sq"] = carry_moments(
-        state["exp_avg"],
-        state["exp_avg_sq"],
+    beta1, beta2 = options["betas"]
+    moments = carry_moments(
+        Moments(state["exp_avg"], state["exp_avg_sq"], state["weight"]),
         basis.mT @ state["basis"],
         options["carry"],
-        fill=fill if state["step"] > 0 else None,
-        step=max(1, state["step"]),
-        betas=options["betas"],
+        first_correction=1.0 - beta1 ** max(1, state["step"]),
     )
+    state.update(moments._asdict())
     if options["carry"] == "reset":
         state["step"] = 0
+    if options["bias_correction"] == "global":
+        state["weight"].fill_(1.0 - beta2 ** state["step"])
 
 
 def _update_weight(

@@ -10,9 +10,12 @@ from ..core.carry import CARRIES
 from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
 
-BasisFinder = Literal["randomized", "exact"]
 DEFAULT_MAX_RANK = 0.25
+
+BasisFinder = Literal["randomized", "exact"]
+BiasCorrection = Literal["per_direction", "global"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
+BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -39,6 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_choice("side", options["side"], SIDES)
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)
+    _check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
 
 
 def resolve_rank(rank: int | float, layout: Layout) -> int:
