@@ -8,8 +8,8 @@ when basis vectors merely change sign, and Adam then takes the root of a negativ
 Differs from the paper: a direction that the old basis did not span arrives with moments near
 zero, while Adam's bias correction believes them warm. Its first step would be
 (1 − β₁)/√(1 − β₂) ≈ 3.2 times the usual length, and the second moment would stay too small for
-some 1/(1 − β₂) steps. So each direction has a ``weight`` of its own: the share of the second
-moment's running average that it has really seen, 1 − β₂^t for a direction that was there from the
+some 1/(1 − β₂) steps. So each direction has a number of its own, ``seen``: the share of the second
+moment's running average that it has lived through, 1 − β₂^t for a direction that was there from the
 start. It rotates as energy does, and the second moment is divided by it: bias correction,
 direction by direction. The first moment keeps the usual correction, so that an entirely new
 direction begins with a step of (1 − β₁) and grows to the usual length as its first moment warms up.
@@ -32,13 +32,13 @@ class Moments(NamedTuple):
     Attributes:
         exp_avg: (*batch, r, n), first moment.
         exp_avg_sq: (*batch, r, n), second moment, not negative.
-        weight: (*batch, r, 1) in [0, 1], how much of the second moment's average each direction
-            has seen; ``exp_avg_sq / weight`` is free of bias.
+        seen: (*batch, r, 1) in [0, 1], how much of the second moment's average each direction
+            has lived through; ``exp_avg_sq / seen`` is free of bias.
     """
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    weight: Tensor
+    seen: Tensor
 
 
 def carry_moments(
@@ -56,8 +56,8 @@ def carry_moments(
             them in a basis they do not belong to, so signs and order of the basis matter.
         ``reset``: zero. The caller restarts the first moment's bias correction.
 
-    Weights rotate by R∘R, stay in place for ``keep``, and are zero for ``reset``. All but ``keep``
-    give the same next update whatever signs and order the new basis has.
+    ``seen`` rotates by R∘R, stays in place for ``keep``, and is zero for ``reset``. All but
+    ``keep`` give the same next update whatever signs and order the new basis has.
 
     Args:
         moments: in the old basis, r_old directions.
@@ -81,7 +81,7 @@ def carry_moments(
 
     exp_avg = rotation @ moments.exp_avg
     energy_rotation = rotation.square()
-    weight = (energy_rotation @ moments.weight).clamp_(max=1.0)
+    seen = (energy_rotation @ moments.seen).clamp_(max=1.0)
     if method == "squared":
         exp_avg_sq = energy_rotation @ moments.exp_avg_sq
     elif method == "published":
@@ -89,15 +89,15 @@ def carry_moments(
     else:
         exp_avg_sq = _carry_variances(moments, exp_avg, energy_rotation, first_correction)
         spanned_share = energy_rotation.sum(-1, keepdim=True)
-        exp_avg_sq *= weight / spanned_share.clamp_min(torch.finfo(weight.dtype).tiny)
-    return Moments(exp_avg, exp_avg_sq, weight)
+        exp_avg_sq *= seen / spanned_share.clamp_min(torch.finfo(seen.dtype).tiny)
+    return Moments(exp_avg, exp_avg_sq, seen)
 
 
 def _carry_variances(
     moments: Moments, exp_avg: Tensor, energy_rotation: Tensor, first_correction: float
 ) -> Tensor:
     """LDAdam's rule, on moments free of bias; |·| because v − m² may dip below zero."""
-    unbiased_sq = moments.exp_avg_sq / moments.weight.clamp_min(torch.finfo(exp_avg.dtype).tiny)
+    unbiased_sq = moments.exp_avg_sq / moments.seen.clamp_min(torch.finfo(exp_avg.dtype).tiny)
     variances = unbiased_sq.sub_((moments.exp_avg / first_correction).square_())
     means = exp_avg / first_correction
     return (energy_rotation @ variances).add_(means.square_()).abs_()

@@ -11,14 +11,17 @@ columns and the coordinates are its first r rows.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Error of one pass: rounding / pivot**2. Two passes need the first to be within about 1e-3.
-_ONE_PASS_PIVOT = 0.3
-_TWO_PASS_PIVOT = 0.02
+# Bounds on the squared condition number: one pass of Cholesky QR is off by that many roundings, and
+# a second pass repairs a first one that is within a tenth.
+_ONE_PASS_LIMIT = 12.0
+_TWO_PASS_LIMIT = 2e4
+_SMALLEST_SIZE = 1e-12
 
 
 class Subspace(NamedTuple):
@@ -27,9 +30,9 @@ class Subspace(NamedTuple):
     Attributes:
         basis: (*batch, m, k) orthonormal columns.
         coords: (*batch, k, n), ``basis.mT @ matrix``; its rows are orthogonal.
-        energies: (*batch, k), squared norms of the rows of ``coords``, descending, not negative.
-            Their sum over the first r entries is the energy that rank r captures.
-        total: (*batch,), the squared Frobenius norm of the whole matrix.
+        energies: (*batch, k) float64, squared norms of the rows of ``coords``, descending, not
+            negative. Their sum over the first r entries is the energy that rank r captures.
+        total: (*batch,) float64, the squared Frobenius norm of the whole matrix.
     """
 
     basis: Tensor
@@ -72,9 +75,22 @@ def find_range(
     Raises:
         ValueError: if ``num_directions`` is below 1, or oversampling or iterations are negative.
 
-    Memory: two sketches, (m + n)(k + oversampling) elements; no copy of the matrix.
+    Memory: two sketches, (m + n)(k + oversampling) elements. No copy of the matrix, unless its
+    largest entry is so large or small that squares would leave float32.
     """
     _check_counts(num_directions, oversampling, power_iterations)
+    size = float(torch.linalg.vector_norm(matrix, math.inf))
+    if size != 0.0 and not _SMALLEST_SIZE < size < 1 / _SMALLEST_SIZE:
+        scaled = find_range(
+            matrix / size,
+            num_directions,
+            oversampling=oversampling,
+            power_iterations=power_iterations,
+            start=start,
+            generator=generator,
+        )
+        energies, total = scaled.energies * size**2, scaled.total * size**2
+        return Subspace(scaled.basis, scaled.coords * size, energies, total)
     num_rows, num_cols = matrix.shape[-2:]
     short_side = min(num_rows, num_cols)
     num_kept = min(num_directions, short_side)
@@ -128,8 +144,8 @@ def find_range_exactly(
     else:
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     basis = left[..., :num_kept].contiguous()
-    energies = values[..., :num_kept].square()
-    return Subspace(basis, basis.mT @ matrix, energies, values.square().sum(-1))
+    energies = values.double().square()
+    return Subspace(basis, basis.mT @ matrix, energies[..., :num_kept], energies.sum(-1))
 
 
 def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
@@ -137,9 +153,9 @@ def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
 
     Cholesky QR: a Gram matrix and a product with a small triangular inverse run at the speed of
     matrix products, where Householder QR walks column by column. Its error grows with the squared
-    condition number, which the Cholesky pivots show: a second pass repairs a moderate one, and
-    Householder QR takes over from there, completing a rank-deficient set with arbitrary
-    orthonormal columns.
+    condition number of the columns, which the triangular inverse bounds: a second pass repairs a
+    moderate one, and Householder QR takes over from there, completing a rank-deficient set with
+    arbitrary orthonormal columns.
 
     Args:
         columns: (*batch, m, k) with k <= m, float32 or float64, finite.
@@ -150,31 +166,34 @@ def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
 
     Memory: one or two more sets of columns. One device synchronisation a pass on an accelerator.
     """
+    limit = _TWO_PASS_LIMIT if only_roughly else _ONE_PASS_LIMIT
     result = columns
     for _ in range(2):
-        result, smallest_pivot = _cholesky_pass(result)
-        if smallest_pivot > (_TWO_PASS_PIVOT if only_roughly else _ONE_PASS_PIVOT):
+        result, condition = _cholesky_pass(result)
+        if condition < limit:
             return result
-        if not smallest_pivot > _TWO_PASS_PIVOT:
+        if not condition < _TWO_PASS_LIMIT:
             break
     householder: Tensor = torch.linalg.qr(columns).Q
     return householder
 
 
 def _cholesky_pass(columns: Tensor) -> tuple[Tensor, float]:
-    """One pass of Cholesky QR and its smallest pivot; NaN or 0 where it broke down.
+    """One pass of Cholesky QR, and a bound on the squared condition number; NaN if it broke down.
 
-    A pivot is the distance of a unit column from the span of the columns before it.
+    The k columns R are scaled to unit length first, so that only their angles count. Their squared
+    singular values add up to k, so those of the inverse but the largest add up to k − 2 at least,
+    and the largest is at most ‖R⁻¹‖²_F − (k − 2).
     """
     gram = columns.mT @ columns
-    # Unit columns: the pivots then measure angles alone, however the energies spread.
     inverse_norms = gram.diagonal(dim1=-2, dim2=-1).rsqrt()
     scaled = gram * inverse_norms.unsqueeze(-1) * inverse_norms.unsqueeze(-2)
     factor, info = torch.linalg.cholesky_ex(scaled)
-    pivots = factor.diagonal(dim1=-2, dim2=-1) * (info == 0).unsqueeze(-1)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     inverse = torch.linalg.solve_triangular(factor.mT, identity.expand_as(gram), upper=True)
-    return columns @ (inverse_norms.unsqueeze(-1) * inverse), pivots.amin().item()
+    condition = inverse.square().sum((-2, -1)) - (gram.shape[-1] - 2)
+    condition = torch.where(info == 0, condition, torch.nan)
+    return columns @ (inverse_norms.unsqueeze(-1) * inverse), condition.amax().item()
 
 
 def _start_columns(
@@ -207,8 +226,8 @@ def _sorted_by_energy(
     return Subspace(
         basis=range_basis @ strongest_first,
         coords=strongest_first.mT @ range_coords,
-        energies=energies.flip(-1)[..., :num_kept].clamp_min(0.0),
-        total=total,
+        energies=energies.flip(-1)[..., :num_kept].clamp_min(0.0).double(),
+        total=total.double(),
     )
 
 

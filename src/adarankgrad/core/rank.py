@@ -22,6 +22,7 @@ def choose_rank(
     previous_rank: int | None = None,
     monotone: bool = False,
     rank_multiple: int = 1,
+    rounding: float | None = None,
 ) -> int:
     """Return the smallest rank whose captured energy reaches the fraction asked for.
 
@@ -38,6 +39,8 @@ def choose_rank(
         previous_rank: rank of the basis that is replaced, or None.
         monotone: never exceed ``previous_rank``.
         rank_multiple: round the rank up to a multiple of this (hardware likes 8 or 16).
+        rounding: relative rounding error of an energy, by which a threshold may be missed; None is
+            that of their dtype.
 
     Returns:
         A rank in [1, k].
@@ -51,8 +54,9 @@ def choose_rank(
     num_directions = energies.shape[-1]
     per_direction = energies.detach().double().reshape(-1, num_directions).sum(0).cpu()
     captured = per_direction.cumsum(0)
-    # Full energy is reached up to the rounding of the float32 sums that it is compared with.
-    slack = 1.0 - num_directions * torch.finfo(energies.dtype).eps
+    # Full energy is reached up to the rounding of the sums that it is compared with.
+    rounding = torch.finfo(energies.dtype).eps if rounding is None else rounding
+    slack = 1.0 - num_directions * rounding
     wanted = energy * slack * total.detach().double().sum().item()
     rank = int(torch.searchsorted(captured, wanted)) + 1
 

@@ -42,7 +42,7 @@ class AdaRankGrad(SubspaceOptimizer):
         project: False trains the group by AdamW.
         stacked: see ``params``.
         max_rank: ceiling, an int (columns) or a float in (0, 1] (share of the short side).
-        min_rank: floor, likewise.
+        min_rank: floor, likewise; None is 4, or the ceiling where that is lower.
         energy: share of the gradient's energy ‖G‖²_F that a basis should capture, in (0, 1]. A
             published residual threshold ξ is ``energy = 1 − ξ²``.
         monotone: never let a rank grow.
@@ -97,7 +97,7 @@ class AdaRankGrad(SubspaceOptimizer):
         project: bool = True,
         stacked: bool = False,
         max_rank: int | float = DEFAULT_MAX_RANK,
-        min_rank: int | float = 4,
+        min_rank: int | float | None = None,
         energy: float = 0.9,
         monotone: bool = False,
         rank_multiple: int = 1,

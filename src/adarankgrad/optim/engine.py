@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast, overload
 
@@ -99,7 +100,6 @@ class SubspaceOptimizer(Optimizer):
         """Ranks, captured energy, refreshes and bytes of every layer, and their totals."""
         return build_report(self)
 
-    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load options and state saved by ``state_dict()``.
 
@@ -113,6 +113,7 @@ class SubspaceOptimizer(Optimizer):
         Raises:
             ValueError: if groups differ in number or size.
         """
+        state_dict = dict(state_dict)  # hooks may add to it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         saved_groups = copy.deepcopy(state_dict["param_groups"])
@@ -131,7 +132,8 @@ class SubspaceOptimizer(Optimizer):
             saved["params"] = group["params"]
             if "param_names" in group:
                 saved["param_names"] = group["param_names"]
-        self.__setstate__({"state": {**state, **restored}, "param_groups": saved_groups})
+        complete = defaultdict(dict, {**state, **restored})
+        self.__setstate__({"state": complete, "param_groups": saved_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

@@ -68,7 +68,7 @@ def param_groups(
     include_names = None if include is None else _matching_names(include, named, "include")
     exclude_names = _matching_names(exclude, named, "exclude")
     candidates = _candidate_names(model) if include_names is None else include_names
-    convolutions = _names_in(model, _CONVOLUTIONS)
+    convolutions = _names_in(model, nn.modules.conv._ConvNd)
 
     members: dict[str, list[tuple[str, Tensor]]] = {
         kind: [] for kind in ("matrices", "stacks", "plain", "undecayed")
@@ -119,7 +119,8 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
                 continue
             layout = layout_for(param, {"side": "short", "stacked": False, **group})
             rank = resolve_rank(group.get("max_rank", max_rank), layout)
-            held = projected_state_bytes(layout, rank)
+            width = torch.promote_types(param.dtype, torch.float32).itemsize
+            held = projected_state_bytes(layout, rank, width)
             num_projected += param.numel()
             ceiling_bytes += held
             adamw_bytes += full
@@ -162,11 +163,11 @@ def _embedding_and_head_weights(model: nn.Module) -> Iterator[Tensor]:
         yield from head.parameters()
 
 
-def _names_in(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
+def _names_in(model: nn.Module, kind: type[nn.Module]) -> set[str]:
     return {
         f"{module_name}.{short_name}" if module_name else short_name
         for module_name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, kind)
         for short_name, _ in module.named_parameters(recurse=False)
     }
 

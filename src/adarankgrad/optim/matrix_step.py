@@ -19,7 +19,7 @@ from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
 from ..core.refresh import RefreshReason, measured_reason, scheduled_reason
-from .options import refresh_rule, resolve_rank
+from .options import rank_bounds, refresh_rule, resolve_rank
 
 State = dict[str, Any]
 Options = dict[str, Any]
@@ -36,8 +36,9 @@ def new_state(weight: Tensor, layout: Layout) -> State:
     """State before the first refresh: a basis with no columns yet.
 
     ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
-    the present basis (m, r). The moments are (r, n), and ``weight`` (r, 1) is what each direction
-    has seen of the second (`core.carry.Moments`). All float32, or float64 under float64 weights.
+    the present basis (m, r). The moments are (r, n), and ``seen`` (r, 1) is the share of the
+    second's average that each direction has lived through (`core.carry.Moments`). All are float32,
+    or float64 under float64 weights.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     basis_shape = (*layout.batch_shape, layout.num_rows, 0)
@@ -47,7 +48,7 @@ def new_state(weight: Tensor, layout: Layout) -> State:
         "basis": torch.zeros(basis_shape, dtype=dtype, device=weight.device),
         "exp_avg": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
         "exp_avg_sq": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
-        "weight": torch.zeros((*coords_shape[:-1], 1), dtype=dtype, device=weight.device),
+        "seen": torch.zeros((*coords_shape[:-1], 1), dtype=dtype, device=weight.device),
         "steps_since_refresh": 0,
         "num_refreshes": 0,
         "num_skipped_refreshes": 0,
@@ -84,7 +85,7 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
             coords,
             state["exp_avg"],
             state["exp_avg_sq"],
-            state["weight"],
+            state["seen"],
             step=state["step"],
             betas=options["betas"],
             eps=options["eps"],
@@ -122,22 +123,24 @@ def _refresh(
     counted, and the refresh is tried again at the next step.
     """
     grad_matrix = grad_matrix.to(state["basis"].dtype)
-    total = _squared_norm(grad_matrix)
-    if not 0.0 < total < math.inf:
+    largest_entry = float(torch.linalg.vector_norm(grad_matrix, math.inf))
+    if not 0.0 < largest_entry < math.inf:
         state["num_skipped_refreshes"] += 1
         return coords
 
     subspace = _find_subspace(grad_matrix, coords, state, options, layout, name)
     old_rank = coords.shape[-2]
+    min_rank, max_rank = rank_bounds(options, layout)
     rank = choose_rank(
         subspace.energies,
         subspace.total,
         energy=options["energy"],
-        min_rank=resolve_rank(options["min_rank"], layout),
-        max_rank=resolve_rank(options["max_rank"], layout),
+        min_rank=min_rank,
+        max_rank=max_rank,
         previous_rank=old_rank or None,
         monotone=options["monotone"],
         rank_multiple=options["rank_multiple"],
+        rounding=torch.finfo(coords.dtype).eps,
     )
     # Copies, so that the memory of the directions that are not kept is released.
     basis = subspace.basis[..., :rank].contiguous()
@@ -150,7 +153,7 @@ def _refresh(
     state["num_refreshes"] += 1
     state["refresh_reason"] = int(reason)
     state["coords_energy_at_refresh"] = coords_energy
-    state["captured_energy"] = min(1.0, coords_energy / total)
+    state["captured_energy"] = min(1.0, coords_energy / subspace.total.sum().item())
     return coords
 
 
@@ -177,7 +180,7 @@ def _carry(basis: Tensor, state: State, options: Options) -> None:
     """Rotate the moments of ``state`` from its basis to a new one."""
     beta1, beta2 = options["betas"]
     moments = carry_moments(
-        Moments(state["exp_avg"], state["exp_avg_sq"], state["weight"]),
+        Moments(state["exp_avg"], state["exp_avg_sq"], state["seen"]),
         basis.mT @ state["basis"],
         options["carry"],
         first_correction=1.0 - beta1 ** max(1, state["step"]),
@@ -186,7 +189,7 @@ def _carry(basis: Tensor, state: State, options: Options) -> None:
     if options["carry"] == "reset":
         state["step"] = 0
     if options["bias_correction"] == "global":
-        state["weight"].fill_(1.0 - beta2 ** state["step"])
+        state["seen"].fill_(1.0 - beta2 ** state["step"])
 
 
 def _update_weight(

@@ -11,6 +11,7 @@ from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
 
 DEFAULT_MAX_RANK = 0.25
+DEFAULT_MIN_RANK = 4
 
 BasisFinder = Literal["randomized", "exact"]
 BiasCorrection = Literal["per_direction", "global"]
@@ -26,9 +27,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     for name in ("lr", "eps", "weight_decay"):
         _check_number(name, options[name], low=0.0)
-    betas = options["betas"]
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+    _check_betas(options["betas"])
     _check_number("scale", options["scale"], low=0.0)
     _check_ranks(options)
     _check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
@@ -38,7 +37,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         _check_count(name, options[name], low=0)
     for name in ("refresh_norm", "refresh_relative_norm", "refresh_energy"):
         if options[name] is not None:
-            _check_number(name, options[name], low=0.0)
+            high = 1.0 if name == "refresh_energy" else math.inf
+            _check_number(name, options[name], low=0.0, high=high)
+    for name in ("project", "stacked", "monotone", "warm_start"):
+        if not isinstance(options[name], bool):
+            raise ValueError(f"{name} must be True or False, got {options[name]!r}")
     _check_choice("side", options["side"], SIDES)
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)
@@ -60,6 +63,14 @@ def resolve_rank(rank: int | float, layout: Layout) -> int:
     return max(1, min(wanted, short_side))
 
 
+def rank_bounds(options: Mapping[str, Any], layout: Layout) -> tuple[int, int]:
+    """Floor and ceiling of one matrix's rank; a default floor gives way to the ceiling."""
+    max_rank = resolve_rank(options["max_rank"], layout)
+    if options["min_rank"] is None:
+        return min(DEFAULT_MIN_RANK, max_rank), max_rank
+    return resolve_rank(options["min_rank"], layout), max_rank
+
+
 def refresh_rule(options: Mapping[str, Any]) -> RefreshRule:
     """Collect the refresh options of a group."""
     return RefreshRule(
@@ -74,6 +85,8 @@ def refresh_rule(options: Mapping[str, Any]) -> RefreshRule:
 def _check_ranks(options: Mapping[str, Any]) -> None:
     min_rank, max_rank = options["min_rank"], options["max_rank"]
     for name, rank in (("min_rank", min_rank), ("max_rank", max_rank)):
+        if name == "min_rank" and rank is None:
+            continue
         is_count = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
         is_share = isinstance(rank, float) and 0.0 < rank <= 1.0
         if not (is_count or is_share):
@@ -88,12 +101,26 @@ def _check_ranks(options: Mapping[str, Any]) -> None:
 def _check_number(
     name: str, value: Any, *, low: float, high: float = math.inf, is_low_allowed: bool = True
 ) -> None:
-    number = float(value)
+    number = _as_number(value)
     is_inside = (low <= number if is_low_allowed else low < number) and number <= high
     if not is_inside or math.isinf(number):
         bracket = "[" if is_low_allowed else "("
         allowed = f"in {bracket}{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be {allowed} and finite, got {value!r}")
+
+
+def _check_betas(betas: Any) -> None:
+    is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    if not is_pair or not all(0.0 <= _as_number(beta) < 1.0 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+
+
+def _as_number(value: Any) -> float:
+    """The value as a float; NaN, which fails every comparison, where it is no number."""
+    try:
+        return math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _check_count(name: str, value: Any, *, low: int) -> None:

@@ -1,0 +1,141 @@
+"""The run folder: may it be written, and what describes the run in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adarankgrad.train.errors import UserError
+from adarankgrad.train.files import is_writable_target, write_atomic
+from adarankgrad.train.settings import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from adarankgrad.train.config import TrainConfig
+
+RUN_NAME = "run.json"
+SUMMARY_NAME = "summary.json"
+TOKENS_FOLDER = "tokens"
+MODEL_FOLDER = "model"
+TENSORBOARD_FOLDER = "tensorboard"
+_KIND = "adarankgrad run"
+_PACKAGES = ("adarankgrad", "torch", "transformers", "accelerate", "tokenizers", "datasets")
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder was written by a training run of ours."""
+    try:
+        info = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and info.get("kind") == _KIND
+
+
+def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """See that the run folder may be written or continued, before any work.
+
+    Raises:
+        UserError: It holds something already, or is no run of ours.
+    """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other: choose one.")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"output {run_dir} is a file: name a folder.")
+    is_used = run_dir.is_dir() and any(run_dir.iterdir())
+    if resume and not is_run(run_dir):
+        raise UserError(f"cannot resume {run_dir}: there is no run with a checkpoint in it.")
+    if is_used and overwrite and not is_run(run_dir):
+        raise UserError(
+            f"output {run_dir} holds files but no training run: --overwrite only replaces runs. "
+            "Name another folder."
+        )
+    if is_used and not resume and not overwrite:
+        raise UserError(
+            f"output {run_dir} is not empty: continue that run with --resume, replace it with "
+            "--overwrite, or name another folder."
+        )
+
+
+def check_writable(run_dir: Path) -> None:
+    """See that the run folder can be created or written to.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if not is_writable_target(run_dir):
+        raise UserError(f"output {run_dir} cannot be written: name a folder you may write to.")
+
+
+def check_inputs_outside(run_dir: Path, config: TrainConfig) -> None:
+    """See that overwriting a run would not remove what the new run reads.
+
+    Raises:
+        UserError: An input lies in the run folder.
+    """
+    for name in ("data", "validation", "model", "tokenizer"):
+        value = getattr(config, name)
+        path = Path(value or "").resolve()
+        if value is not None and run_dir.resolve() in (path, *path.parents):
+            raise UserError(
+                f"{name} {value} lies in the run folder that --overwrite would remove: name "
+                "another --output."
+            )
+
+
+def create_run_folder(run_dir: Path, config: TrainConfig, info: dict[str, Any]) -> None:
+    """Create the folder, or empty one that holds an older run, and describe the run in it.
+
+    run.json is first, so that a run killed right here can still be told from other folders.
+    """
+    try:
+        if is_run(run_dir):
+            for path in run_dir.iterdir():
+                if path.name != RUN_NAME:
+                    _remove(path)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(run_dir / RUN_NAME, json.dumps({"kind": _KIND, **info}, indent=1))
+        write_atomic(run_dir / CONFIG_NAME, config.to_toml())
+    except OSError as error:
+        raise UserError(f"output {run_dir} cannot be written: {error.strerror}.") from error
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return package versions, the commit of a source checkout, and the time."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"versions": versions, "commit": _commit(), "created": created}
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, if it does."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,255 @@
+"""The optimizers that training knows by name; adding one is one entry in `OPTIMIZERS`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adarankgrad.optim import AdaRankGrad, describe, param_groups
+from adarankgrad.optim.matrix_step import layout_for
+from adarankgrad.optim.options import DEFAULT_MAX_RANK
+from adarankgrad.train.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from adarankgrad.train.config import TrainConfig
+
+_SET_BY_FLAGS = ("lr", "weight_decay", "max_rank", "min_rank", "energy", "seed")
+_SET_BY_GROUPS = ("project", "stacked")
+_RANK_SETTINGS = ("max_rank", "min_rank", "energy")
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """How training builds one optimizer.
+
+    Attributes:
+        build: From groups of `param_groups` and keyword arguments to the optimizer.
+        signatures: The callables whose parameters ``--optimizer-args`` may set.
+        default_lr: Peak learning rate when none is given.
+        is_low_rank: Takes rank settings; for others they only say which weights to report as
+            projected.
+    """
+
+    build: Callable[..., Optimizer]
+    signatures: tuple[Callable[..., Any], ...]
+    default_lr: float
+    is_low_rank: bool
+
+
+@dataclass(frozen=True)
+class StateSizes:
+    """What an optimizer holds, and its ranks where it has any.
+
+    Attributes:
+        state_bytes: All optimizer state.
+        projected_state_bytes: State of the weights that low-rank methods project.
+        adamw_projected_state_bytes: What AdamW would hold for the same weights.
+        mean_rank: Over projected weights, or None.
+        layers: One plain dict per projected weight, empty without ranks.
+    """
+
+    state_bytes: int
+    projected_state_bytes: int
+    adamw_projected_state_bytes: int
+    mean_rank: float | None
+    layers: list[dict[str, Any]]
+
+
+def _adamw(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    decay = options.pop("weight_decay", 0.0)
+    return torch.optim.AdamW(
+        [
+            {"params": group["params"], "weight_decay": group.get("weight_decay", decay)}
+            for group in groups
+        ],
+        **options,
+    )
+
+
+def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    return AdaRankGrad.published(groups, **{"max_rank": DEFAULT_MAX_RANK, **options})
+
+
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 5e-3, True),
+    "adarankgrad-published": OptimizerSpec(
+        _published, (AdaRankGrad.published, AdaRankGrad), 5e-3, True
+    ),
+    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 2e-3, False),
+}
+
+
+def find_optimizer(name: str) -> OptimizerSpec:
+    """Look an optimizer up.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, list(OPTIMIZERS))
+    return OPTIMIZERS[name]
+
+
+def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Divide a model's parameters into projected and plain ones, the same for every optimizer.
+
+    Raises:
+        UserError: A rank setting does not fit any projected matrix.
+    """
+    settings = _given(config, _RANK_SETTINGS)
+    try:
+        groups = param_groups(model, weight_decay=config.weight_decay, **settings)
+    except ValueError as error:
+        raise UserError(f"{error}") from error
+    _check_ranks_fit(config, groups)
+    return groups
+
+
+def projected_parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
+    """Return the tensors of the projected groups."""
+    return [
+        entry[1] if isinstance(entry, tuple) else entry
+        for group in groups
+        if group.get("project")
+        for entry in group["params"]
+    ]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
+    """Build the optimizer of a run.
+
+    Args:
+        groups: From `group_parameters`.
+        config: The settings, with the learning rate decided.
+
+    Raises:
+        UserError: The optimizer refuses a setting, or has no argument of that name.
+    """
+    spec = find_optimizer(config.optimizer)
+    allowed = _allowed_arguments(spec)
+    extra = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.optimizer_args.items()
+    }
+    for name in extra:
+        if name in _SET_BY_FLAGS:
+            raise UserError(f"set {name} by --{name.replace('_', '-')}, not by --optimizer-args.")
+        if name not in allowed:
+            raise unknown_name(
+                f"argument of {config.optimizer}", name, sorted(allowed - set(_SET_BY_FLAGS))
+            )
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "seed": config.seed}
+    if spec.is_low_rank:
+        settings.update(_given(config, _RANK_SETTINGS))
+        _refuse_missing(config, settings, allowed)
+    settings = {name: value for name, value in settings.items() if name in allowed}
+    try:
+        return spec.build(groups, **settings, **extra)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config.optimizer}: {error}") from error
+
+
+def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
+    """Measure what an optimizer holds now.
+
+    Args:
+        optimizer: Any of `OPTIMIZERS`.
+        projected: The weights to count as projected where the optimizer itself does not say.
+    """
+    if isinstance(optimizer, AdaRankGrad):
+        report = optimizer.report()
+        layers = report.as_dict()["layers"]
+        for layer in layers:
+            layer["shape"] = list(layer["shape"])
+            del layer["state_bytes"]
+        return StateSizes(
+            report.state_bytes,
+            report.projected_state_bytes,
+            report.adamw_projected_state_bytes,
+            report.mean_rank,
+            list(layers),
+        )
+    return StateSizes(
+        state_bytes=sum(_tensor_bytes(state) for state in optimizer.state.values()),
+        projected_state_bytes=sum(
+            _tensor_bytes(optimizer.state[weight])
+            for weight in projected
+            if weight in optimizer.state
+        ),
+        adamw_projected_state_bytes=sum(2 * w.numel() * w.element_size() for w in projected),
+        mean_rank=None,
+        layers=[],
+    )
+
+
+def describe_groups(groups: list[dict[str, Any]]) -> str:
+    """Return the table of what is projected at which rank ceiling."""
+    return describe(groups)
+
+
+def _given(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+
+
+def _allowed_arguments(spec: OptimizerSpec) -> set[str]:
+    names = set()
+    for function in spec.signatures:
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.add(parameter.name)
+    return names - {"params", *_SET_BY_GROUPS}
+
+
+def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[str]) -> None:
+    for name in _RANK_SETTINGS:
+        if name in settings and name not in allowed:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{config.optimizer} has no {name}: leave {flag} out.")
+
+
+def _check_ranks_fit(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
+    """Refuse ranks that no projected matrix has, and a floor above the ceiling."""
+    short_sides = [
+        min(layout.num_rows, layout.num_cols)
+        for group in groups
+        for weight in projected_parameters([group])
+        for layout in [layout_for(weight, {"side": "short", "stacked": group["stacked"]})]
+    ]
+    if not short_sides:
+        if find_optimizer(config.optimizer).is_low_rank:
+            raise UserError(
+                f"{config.model} has no weight worth projecting, so {config.optimizer} would be "
+                "plain AdamW: choose a larger model or --optimizer adamw."
+            )
+        return
+    largest = max(short_sides)
+    for name in ("max_rank", "min_rank"):
+        rank = getattr(config, name)
+        if isinstance(rank, int) and rank > largest:
+            raise UserError(
+                f"{name} = {rank} is above the short side of every projected matrix of "
+                f"{config.model}, at most {largest}: lower it, or give a share such as 0.25."
+            )
+    if config.max_rank is not None and config.min_rank is not None:
+        low, high = (_columns(rank, largest) for rank in (config.min_rank, config.max_rank))
+        if low > high:
+            raise UserError(f"min_rank = {config.min_rank} is above max_rank = {config.max_rank}.")
+
+
+def _columns(rank: int | float, short_side: int) -> float:
+    return rank if isinstance(rank, int) else rank * short_side
+
+
+def _tensor_bytes(state: dict[str, Any]) -> int:
+    """Bytes of moments; step counters do not count, as in `OptimizerReport`."""
+    return sum(
+        value.numel() * value.element_size()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and key != "step"
+    )

@@ -1,0 +1,172 @@
+"""A finished run folder, read back: everything that plots, reports and comparisons use."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adarankgrad.train.errors import UserError
+from adarankgrad.train.files import read_jsonl
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+METHOD_NAMES = {
+    "adamw": "AdamW",
+    "adarankgrad": "AdaRankGrad",
+    "adarankgrad-published": "AdaRankGrad (published)",
+    "apollo": "Apollo",
+    "fira": "Fira",
+    "galore": "GaLore",
+    "muon": "Muon",
+    "prilora": "PRILoRA",
+    "sara": "SaRA",
+    "sgd": "SGD",
+    "sora": "SoRA",
+}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left behind, in memory.
+
+    Attributes:
+        path: The run folder.
+        config: ``config.toml``: every setting, resolved.
+        info: ``run.json``: command line, versions, device, model.
+        train: Logged steps of ``metrics.jsonl``, by step.
+        evals: Evaluations of ``metrics.jsonl``, by step.
+        ranks: ``ranks.jsonl``, by step; empty for optimizers without ranks.
+        summary: ``summary.json``.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    info: dict[str, Any]
+    train: list[dict[str, Any]]
+    evals: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer's key, such as ``adarankgrad``."""
+        return str(self.summary.get("optimizer", self.config.get("optimizer", "unknown")))
+
+    @property
+    def method(self) -> str:
+        """The optimizer's name as people write it, such as ``AdaRankGrad``."""
+        return METHOD_NAMES.get(self.optimizer.lower(), self.optimizer)
+
+    @property
+    def command(self) -> str:
+        """The command line that made the run, as typed into a shell."""
+        command = self.info.get("command", "")
+        if not isinstance(command, list) or not command:
+            return str(command or "")
+        program, *arguments = map(str, command)
+        # `python -m adarankgrad` and an installed script are known to Python by their full paths.
+        name = Path(program).name
+        start = "python -m adarankgrad" if name == "__main__.py" else shlex.quote(name)
+        return f"{start} {shlex.join(arguments)}".rstrip()
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code that ran, empty where unknown."""
+        return str(self.info.get("commit") or "")
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The last logged state of every projected matrix, in model order."""
+        return list(self.ranks[-1]["layers"]) if self.ranks else []
+
+    @property
+    def mean_ranks(self) -> list[float]:
+        """The logged mean ranks, first to last; empty for optimizers without ranks."""
+        return [row["mean_rank"] for row in self.train if row.get("mean_rank") is not None]
+
+
+def load_run(run_dir: Path) -> RunRecord:
+    """Read a finished run folder.
+
+    Args:
+        run_dir: The folder that ``adarankgrad train --output`` wrote.
+
+    Raises:
+        UserError: The folder or its ``summary.json`` is missing, or a file cannot be parsed.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "summary.json").is_file():
+        raise UserError(
+            f"{run_dir} is not a finished run: it has no summary.json. Finish the training "
+            "(`adarankgrad train --resume`) or name another folder."
+        )
+    metrics = _lines(run_dir / "metrics.jsonl")
+    return RunRecord(
+        path=run_dir,
+        config=_toml(run_dir / "config.toml"),
+        info=_json(run_dir / "run.json"),
+        train=_by_step([row for row in metrics if "loss" in row]),
+        evals=_by_step([row for row in metrics if "val_loss" in row]),
+        ranks=_by_step(_lines(run_dir / "ranks.jsonl")),
+        summary=_json(run_dir / "summary.json"),
+    )
+
+
+def short_layer_names(names: list[str]) -> list[str]:
+    """Return parameter names without the parts that do not tell layers apart.
+
+    ``model.layers.0.self_attn.q_proj.weight`` becomes ``0.q_proj`` where block number and last
+    part are enough, and ``0.attn.c_proj`` where they are not.
+    """
+    parts = [name.removesuffix(".weight").split(".") for name in names]
+    numbers_and_last = [
+        ".".join([part for part in path[:-1] if part.isdigit()] + path[-1:]) for path in parts
+    ]
+    if len(set(numbers_and_last)) == len(set(names)):
+        return numbers_and_last
+    in_every_name = set(parts[0][:-1]).intersection(*(path[:-1] for path in parts[1:]))
+    return [
+        ".".join(
+            [part for part in path[:-1] if part.isdigit() or part not in in_every_name] + path[-1:]
+        )
+        for path in parts
+    ]
+
+
+def _by_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort rows by step; of a step logged twice (before and after a resume) keep the later."""
+    latest = {row["step"]: row for row in rows}
+    return [latest[step] for step in sorted(latest)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}): train again or restore it."
+        ) from error
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid TOML ({error}): train again or restore it."
+        ) from error

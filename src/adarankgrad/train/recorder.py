@@ -1,0 +1,169 @@
+"""What a run writes down while it trains: metrics.jsonl, ranks.jsonl, and the clocks behind them.
+
+Everything but the times is the same whether a run was interrupted or not: sums that are open at a
+checkpoint are saved in it, and lines after the checkpoint are dropped on resume.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adarankgrad.train.files import keep_steps_up_to
+from adarankgrad.train.measure import OptimizerClock, peak_memory
+from adarankgrad.train.optimizers import StateSizes, measure_state
+
+METRICS_NAME = "metrics.jsonl"
+RANKS_NAME = "ranks.jsonl"
+
+
+class Recorder:
+    """Collects the numbers of one run.
+
+    Args:
+        run_dir: Where the files are.
+        optimizer: The one to time and measure.
+        projected: Weights that count as projected.
+        tokens_per_step: Tokens that one optimizer step sees.
+        device: Whose memory is measured.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        optimizer: Optimizer,
+        projected: list[Tensor],
+        tokens_per_step: int,
+        device: torch.device,
+    ) -> None:
+        self.run_dir = run_dir
+        self.optimizer = optimizer
+        self.projected = projected
+        self.tokens_per_step = tokens_per_step
+        self.device = device
+        self.clock = OptimizerClock(optimizer, device)
+        self.training_s = 0.0
+        self._session_started = time.perf_counter()
+        self._step_started = 0.0
+        self._elapsed_before_s = 0.0
+        self._peak_before = 0
+        self._loss_sum = 0.0
+        self._num_open_steps = 0
+        self._open_s = 0.0
+
+    def start_step(self) -> None:
+        """Note that a step begins."""
+        self._step_started = time.perf_counter()
+
+    def add_loss(self, loss: float) -> None:
+        """Add a micro-batch's share of the step's loss."""
+        self._loss_sum += loss
+
+    def end_step(self) -> None:
+        """Note that a step is done."""
+        seconds = time.perf_counter() - self._step_started
+        self.training_s += seconds
+        self._open_s += seconds
+        self._num_open_steps += 1
+
+    def log_step(self, step: int, lr: float, grad_norm: float) -> dict[str, Any]:
+        """Write the lines of a logged step; its loss is the mean since the last one.
+
+        Returns:
+            The line of metrics.jsonl.
+        """
+        sizes = self.sizes()
+        num_steps = max(self._num_open_steps, 1)
+        row = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "loss": self._loss_sum / num_steps,
+            "lr": lr,
+            # JSON has no infinity; a step whose gradient overflowed shows null.
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "mean_rank": sizes.mean_rank,
+            "state_bytes": sizes.state_bytes,
+            "tokens_per_second": num_steps * self.tokens_per_step / max(self._open_s, 1e-9),
+            "elapsed_s": self.elapsed_s(),
+        }
+        self._loss_sum, self._num_open_steps, self._open_s = 0.0, 0, 0.0
+        # Draining the clock here keeps its list of CUDA events short.
+        self.clock.seconds()
+        self._append(METRICS_NAME, row)
+        if sizes.layers:
+            self._append(RANKS_NAME, {"step": step, "layers": sizes.layers})
+        return row
+
+    def log_evaluation(self, step: int, val_loss: float) -> dict[str, Any]:
+        """Write the line of an evaluation and return it."""
+        row = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "val_loss": val_loss,
+            "perplexity": perplexity(val_loss),
+        }
+        self._append(METRICS_NAME, row)
+        return row
+
+    def sizes(self) -> StateSizes:
+        """Measure the optimizer's state now."""
+        return measure_state(self.optimizer, self.projected)
+
+    def elapsed_s(self) -> float:
+        """Return the time spent in this run, earlier sessions included."""
+        return self._elapsed_before_s + time.perf_counter() - self._session_started
+
+    def peak(self) -> tuple[int, str]:
+        """Return the peak memory over all sessions, and which counter says so."""
+        peak, source = peak_memory(self.device)
+        return max(peak, self._peak_before), source
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold to continue, as plain values."""
+        return {
+            "loss_sum": self._loss_sum,
+            "num_open_steps": self._num_open_steps,
+            "open_s": self._open_s,
+            "training_s": self.training_s,
+            "optimizer_s": self.clock.seconds(),
+            "elapsed_s": self.elapsed_s(),
+            "peak_bytes": self.peak()[0],
+        }
+
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        """Continue from a checkpoint of `step`; drops later lines of both files."""
+        self._loss_sum = state["loss_sum"]
+        self._num_open_steps = state["num_open_steps"]
+        self._open_s = state["open_s"]
+        self.training_s = state["training_s"]
+        self.clock.start_from(state["optimizer_s"])
+        self._elapsed_before_s = state["elapsed_s"]
+        self._session_started = time.perf_counter()
+        self._peak_before = state["peak_bytes"]
+        for name in (METRICS_NAME, RANKS_NAME):
+            keep_steps_up_to(self.run_dir / name, step)
+
+    def flush(self) -> None:
+        """Force the written lines to disk, before a checkpoint relies on them."""
+        for name in (METRICS_NAME, RANKS_NAME):
+            path = self.run_dir / name
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with (self.run_dir / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), or the largest float where that overflows."""
+    return math.exp(min(loss, 700.0))

@@ -1,0 +1,218 @@
+"""The report of a run: one HTML file with numbers, plots, layers, settings and the command.
+
+It needs nothing else: images and styles are inside, so it can be mailed or put on a server.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adarankgrad.train import page
+from adarankgrad.train.figure_style import DARK, LIGHT, to_png
+from adarankgrad.train.files import write_atomic
+from adarankgrad.train.plots import caption_of, plot_makers
+from adarankgrad.train.record import RunRecord, load_run, short_layer_names
+from adarankgrad.train.units import (
+    ABSENT,
+    format_bytes,
+    format_count,
+    format_number,
+    format_seconds,
+    format_share,
+)
+
+REASONS = {
+    "first": "the first step",
+    "max_gap": "the longest gap between refreshes was over",
+    "norm": "the projected gradient had converged",
+    "energy": "the basis no longer captured the gradient",
+    "none": "no refresh yet",
+}
+
+_PLOT_NOTES = {
+    "loss": "Training and validation loss over the tokens seen, on a logarithmic axis.",
+    "memory": (
+        "What training holds from step to step, and the same parts inside the measured peak. "
+        "The rest of the peak is activations, workspace and, on CPU, the process itself."
+    ),
+    "ranks": (
+        "The number of basis vectors of every projected weight at every logged step, in the "
+        "order of the model's layers."
+    ),
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` of a finished run.
+
+    Args:
+        run_dir: The run folder; ``summary.json`` must be there.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: The folder is not a finished run.
+    """
+    run = load_run(run_dir)
+    path = run.path / "report.html"
+    write_atomic(path, page.page(_title(run), _opening(run), _sections(run)))
+    return path
+
+
+def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Return the numbers to see first: name, value, and what to compare it with."""
+    summary = run.summary
+    projected, adamw = (
+        summary.get("projected_state_bytes"),
+        summary.get("adamw_projected_state_bytes"),
+    )
+    entries = [
+        (
+            "Validation loss",
+            format_number(summary.get("val_loss"), 3),
+            f"perplexity {format_number(summary.get('perplexity'), 1)}",
+        ),
+        (
+            "State of projected weights",
+            format_bytes(projected, adamw),
+            f"{format_share(projected, adamw, 0)} of AdamW's {format_bytes(adamw)}",
+        ),
+        (
+            "Optimizer state in all",
+            format_bytes(summary.get("state_bytes")),
+            "embeddings, head and norms included",
+        ),
+        (
+            "Peak memory",
+            format_bytes(summary.get("peak_bytes")),
+            str(summary.get("peak_bytes_source", "")),
+        ),
+        (
+            "Speed",
+            format_count(summary.get("tokens_per_second")),
+            f"tokens per second; {format_seconds(summary.get('elapsed_s'))} in all",
+        ),
+        (
+            "Time in the optimizer",
+            format_seconds(summary.get("optimizer_s")),
+            f"{format_share(summary.get('optimizer_s'), summary.get('elapsed_s'))} of the run",
+        ),
+    ]
+    if run.mean_ranks:
+        first, last = run.mean_ranks[0], run.mean_ranks[-1]
+        entries.insert(2, ("Mean rank", format_number(last, 1), f"{first:.1f} at the first log"))
+    return entries
+
+
+def plot_images(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """Draw the figures of a run as HTML, by name, for light and dark paper."""
+    for name, draw in plot_makers(run).items():
+        light, dark = (to_png(draw(theme), caption_of(run)) for theme in (LIGHT, DARK))
+        yield name, page.image(name, light, dark, _PLOT_NOTES[name])
+
+
+def reproduction(run: RunRecord) -> str:
+    """Return the command and the versions that repeat a run, as HTML."""
+    info = run.info
+    facts = [(str(name), str(value)) for name, value in dict(info.get("versions") or {}).items()]
+    known = ("commit", "device", "dtype", "created")
+    facts += [(name, str(info[name])) for name in known if info.get(name)]
+    return page.code_block(run.command or ABSENT) + page.definitions(facts)
+
+
+def _title(run: RunRecord) -> str:
+    return f"{run.path.resolve().name}: a language model trained with {run.method}"
+
+
+def _opening(run: RunRecord) -> str:
+    summary = run.summary
+    parameters = format_count(run.info.get("model_parameters"))
+    text = (
+        f"{parameters} parameters, {format_count(summary.get('tokens'))} tokens in "
+        f"{format_count(summary.get('steps'))} steps, {format_seconds(summary.get('elapsed_s'))} "
+        f"on {run.info.get('device', 'an unknown device')}."
+    )
+    projected, adamw = (
+        summary.get("projected_state_bytes"),
+        summary.get("adamw_projected_state_bytes"),
+    )
+    if run.layers and projected is not None and adamw:
+        text += (
+            f" For the {len(run.layers)} projected weights the optimizer holds "
+            f"{format_bytes(projected, adamw)} where AdamW would hold {format_bytes(adamw)}."
+        )
+    return text
+
+
+def _sections(run: RunRecord) -> Iterator[str]:
+    yield page.tiles(headline_tiles(run))
+    images = dict(plot_images(run))
+    for name, title in (("loss", "Loss"), ("memory", "Memory"), ("ranks", "Ranks over time")):
+        if name in images:
+            note = page.paragraph(_PLOT_NOTES[name])
+            yield page.section(title, note, images[name], is_half=name != "ranks")
+    if run.layers:
+        yield page.section("Layers at the end", *_layers(run))
+    yield page.section("Settings", page.definitions(_flatten(run.config)))
+    yield page.section("Run it again", reproduction(run))
+
+
+def _layers(run: RunRecord) -> Iterator[str]:
+    layers = run.layers
+    reasons = Counter(str(layer["refresh_reason"]) for layer in layers)
+    refreshes = sum(layer["num_refreshes"] for layer in layers)
+    skipped = sum(layer["num_skipped_refreshes"] for layer in layers)
+    listed = "; ".join(
+        f"{REASONS.get(reason, reason)} ({count} of {len(layers)} weights)"
+        for reason, count in reasons.most_common()
+    )
+    yield page.paragraph(
+        f"{refreshes} refreshes in all, {skipped} skipped for a zero or non-finite gradient. "
+        f"Why each basis was last refreshed: {listed}."
+    )
+    names = short_layer_names([layer["name"] for layer in layers])
+    yield page.table(
+        [
+            "Weight",
+            "Rank",
+            "Ceiling",
+            "Captured energy",
+            "Refreshes",
+            "Skipped",
+            "Last reason",
+            "Steps since",
+            "Shape",
+        ],
+        [_layer_row(name, layer) for name, layer in zip(names, layers, strict=True)],
+    )
+    if run.info.get("describe"):
+        yield page.fold(
+            "What is projected, and what it saves",
+            page.code_block(str(run.info["describe"]), wraps=False),
+        )
+
+
+def _layer_row(name: str, layer: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        str(layer["rank"]),
+        str(layer["max_rank"]),
+        format_share(layer["captured_energy"], 1.0),
+        str(layer["num_refreshes"]),
+        str(layer["num_skipped_refreshes"]),
+        str(layer["refresh_reason"]),
+        str(layer["steps_since_refresh"]),
+        " x ".join(str(size) for size in layer["shape"]),
+    ]
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)

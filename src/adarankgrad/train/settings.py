@@ -1,0 +1,115 @@
+"""Which settings a run really uses: dependent defaults, and what a resume may change."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adarankgrad.train.config import FIELDS, TrainConfig, read_toml
+from adarankgrad.train.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_NAME = "config.toml"
+_FREE_ON_RESUME = {"output", "device", "save_every", "keep_checkpoints"}
+_PATHS = {"data", "validation", "model", "tokenizer"}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill in the settings whose default depends on others, but for the model's vocabulary.
+
+    Raises:
+        UserError: The optimizer is unknown.
+    """
+    from adarankgrad.train.optimizers import find_optimizer
+
+    default_lr = find_optimizer(config.optimizer).default_lr
+    default_warmup = min(config.steps // 10, 1000)
+    return replace(
+        config,
+        lr=default_lr if config.lr is None else config.lr,
+        warmup_steps=default_warmup if config.warmup_steps is None else config.warmup_steps,
+    )
+
+
+def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved settings of a run, with those that a resume may change.
+
+    Args:
+        run_dir: The run folder.
+        given: Settings of this call; None means not given.
+
+    Raises:
+        UserError: A given setting contradicts the saved one.
+    """
+    saved = read_toml(run_dir / CONFIG_NAME)
+    settings = dict(saved)
+    for name, value in given.items():
+        if value is None or name not in FIELDS:
+            continue
+        if name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value)):
+            settings[name] = value
+        elif not _is_same(name, value, saved.get(name)):
+            raise UserError(_contradiction(run_dir, name, value, saved))
+    return settings
+
+
+def given_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return a config as settings, to compare it with a saved one."""
+    return asdict(config)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
+
+    Raises:
+        UserError: The name is unknown or the device absent.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        name = "cuda:0"
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not index.isdecimal():
+        raise UserError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N.")
+    if int(index) >= num_gpus:
+        raise UserError(
+            f"device {name} is not there: torch {torch.__version__} sees {num_gpus} CUDA devices. "
+            "Use --device cpu, or install a CUDA build of torch and a driver."
+        )
+    return torch.device("cuda", int(index))
+
+
+def _may_grow(saved: dict[str, Any], steps: Any) -> bool:
+    is_more = isinstance(steps, int) and steps > saved.get("steps", steps)
+    return is_more and saved.get("lr_schedule") == "constant"
+
+
+def _is_same(name: str, value: Any, saved: Any) -> bool:
+    if name == "optimizer_args":
+        return bool(_as_lists(value) == _as_lists(saved or {}))
+    if name in _PATHS and saved is not None:
+        return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()
+    return bool(value == saved) and isinstance(value, bool) == isinstance(saved, bool)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _contradiction(run_dir: Path, name: str, value: Any, saved: dict[str, Any]) -> str:
+    before = repr(saved[name]) if name in saved else "not set"
+    message = f"cannot resume {run_dir} with {name} = {value!r}: it was {before}."
+    if name == "steps" and isinstance(value, int) and value > saved.get("steps", value):
+        return (
+            f"{message} A {saved.get('lr_schedule')} schedule depends on the number of steps; only "
+            "runs with --lr-schedule constant can be extended."
+        )
+    return f"{message} Leave it out, or start another run with another --output."

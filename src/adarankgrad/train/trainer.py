@@ -1,0 +1,223 @@
+"""transformers' `Trainer`, with checkpoints that survive a kill and a loop that can be resumed.
+
+Differences from the stock `Trainer`: a checkpoint appears only when complete; the data order is a
+function of the step (`tokens.ShuffledBlocks`), so nothing is replayed on resume; a loss that is
+not finite ends the run; logging, evaluation and saving follow `TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from adarankgrad.train.checkpoints import checkpoint_path, remove_old
+from adarankgrad.train.errors import TrainingError
+from adarankgrad.train.files import staged_folder
+from adarankgrad.train.presets import first_line
+
+if TYPE_CHECKING:
+    from adarankgrad.train.config import TrainConfig
+    from adarankgrad.train.display import Display
+    from adarankgrad.train.recorder import Recorder
+    from adarankgrad.train.signals import StopRequest
+
+SESSION_NAME = "session.json"
+_TRAINER_STATE_NAME = "trainer_state.json"
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def training_arguments(
+    config: TrainConfig, run_dir: Path, device: torch.device
+) -> TrainingArguments:
+    """Translate the settings for transformers; what to log and save when stays with `Flow`."""
+    assert config.lr is not None and config.warmup_steps is not None
+    arguments_class = _arguments_on(device) if device.type == "cuda" else TrainingArguments
+    return arguments_class(
+        output_dir=str(run_dir),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.lr,
+        lr_scheduler_type=_SCHEDULES[config.lr_schedule],
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "mixed-bfloat16",
+        seed=config.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+    )
+
+
+class Flow(TrainerCallback):
+    """Decides after each step what happens next, and tells recorder and display."""
+
+    def __init__(
+        self, config: TrainConfig, recorder: Recorder, display: Display, stop: StopRequest
+    ) -> None:
+        self.config = config
+        self.recorder = recorder
+        self.display = display
+        self.stop = stop
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the step's clock."""
+        self.recorder.start_step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Log, evaluate and save when due; at the last step all three."""
+        step = state.global_step
+        self.recorder.end_step()
+        self.display.advance(step)
+        is_last = step >= self.config.steps
+        control.should_log = is_last or step % self.config.log_every == 0
+        control.should_evaluate = is_last or step % self.config.eval_every == 0
+        control.should_save = is_last or step % self.config.save_every == 0
+        self._stop_if_asked(control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop now when asked during an evaluation."""
+        self._stop_if_asked(control)
+
+    def _stop_if_asked(self, control: TrainerControl) -> None:
+        if self.stop.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class RunTrainer(Trainer):
+    """Trains one run.
+
+    Args:
+        config: The settings.
+        run_dir: Where checkpoints go.
+        recorder: Receives losses and writes the metrics.
+        display: Shows them.
+        stop: Whether to stop after the current step.
+        options: Passed on to transformers' `Trainer`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        recorder: Recorder,
+        display: Display,
+        stop: StopRequest,
+        **options: Any,
+    ) -> None:
+        self.run_config = config
+        self.run_dir = run_dir
+        self.recorder = recorder
+        self.display = display
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Flow(config, recorder, display, stop))
+
+    def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+        """Compute gradients of a micro-batch; a loss that is not finite ends the run."""
+        loss = super().training_step(model, *inputs, **options)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._not_finite(f"the loss became {value}", self.state.global_step + 1)
+        self.recorder.add_loss(value)
+        return loss
+
+    def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
+        """Evaluate without drawing from training's random numbers."""
+        gpus = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus):
+            return super().evaluate(*inputs, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write metrics lines, and hand the numbers on to TensorBoard."""
+        step = self.state.global_step
+        if "loss" in logs:
+            row = self.recorder.log_step(step, logs["learning_rate"], logs["grad_norm"])
+            self.display.show_step(row)
+            logs["loss"] = row["loss"]
+            logs["tokens_per_second"] = row["tokens_per_second"]
+            logs["optimizer_mib"] = row["state_bytes"] / 2**20
+            if row["mean_rank"] is not None:
+                logs["mean_rank"] = row["mean_rank"]
+        elif "eval_loss" in logs:
+            if not math.isfinite(logs["eval_loss"]):
+                raise self._not_finite(f"the validation loss became {logs['eval_loss']}", step)
+            self.display.show_evaluation(self.recorder.log_evaluation(step, logs["eval_loss"]))
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        """Keep the dataset's order: it is already shuffled, as a function of the step."""
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint that appears only when complete, then delete old ones."""
+        step = self.state.global_step
+        trained: Any = self.model
+        if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters()):
+            raise self._not_finite("a weight became infinite or not a number", step)
+        try:
+            self.recorder.flush()
+            with staged_folder(checkpoint_path(self.run_dir, step)) as staging:
+                trained.save_pretrained(staging)
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_rng_state(str(staging))
+                self.state.save_to_json(str(staging / _TRAINER_STATE_NAME))
+                session = json.dumps(self.recorder.state(), indent=1)
+                (staging / SESSION_NAME).write_text(session, encoding="utf-8")
+        except Exception as error:  # the libraries below raise many kinds for a full disk
+            raise TrainingError(
+                f"could not save the checkpoint of step {step} ({first_line(error)}). "
+                f"Earlier ones are kept in {checkpoint_path(self.run_dir, step).parent}."
+            ) from error
+        remove_old(self.run_dir, self.run_config.keep_checkpoints)
+
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        return TrainingError(
+            f"{what} at step {step}. Lower --lr, or give more "
+            f"--warmup-steps; checkpoints up to here are kept in {self.run_dir / 'checkpoints'}."
+        )
+
+
+def read_session(checkpoint: Path) -> dict[str, Any]:
+    """Read what the recorder saved in a checkpoint."""
+    return dict(json.loads((checkpoint / SESSION_NAME).read_text(encoding="utf-8")))
+
+
+def _arguments_on(device: torch.device) -> type[TrainingArguments]:
+    """Return arguments for exactly one GPU; transformers would use every visible one."""
+
+    class OneGpuArguments(TrainingArguments):
+        @cached_property
+        def _setup_devices(self) -> torch.device:
+            super()._setup_devices  # noqa: B018 - sets up accelerate's state
+            torch.cuda.set_device(device)
+            self._n_gpu = 1
+            return device
+
+    return OneGpuArguments

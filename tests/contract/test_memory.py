@@ -1,0 +1,144 @@
+"""State takes the bytes that `core.memory` computes, and a step allocates nothing large."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from adarankgrad.core.memory import adam_state_bytes, projected_state_bytes
+from adarankgrad.core.projection import layout_of
+
+from .problems import MATRICES, gradient, make_params, train
+
+NUM_STEPS = 7
+
+
+def held_bytes(optimizer, param):
+    """Bytes of memory that the state of a parameter keeps alive, views of more included."""
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for key, value in optimizer.state[param].items()
+        if isinstance(value, Tensor) and key != "step"
+    }
+    return sum(storages.values())
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the elements of every new tensor that an operation returns."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            is_new = isinstance(tensor, Tensor) and (
+                tensor.untyped_storage().data_ptr() not in self.known
+            )
+            if is_new:
+                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.largest = max(self.largest, elements)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_measured_state_bytes_equal_the_arithmetic_after_every_step(case, dtype):
+    params = make_params(dtype)
+    optimizer = case.build(params)
+    side = optimizer.defaults["side"]
+    state_element_size = torch.promote_types(dtype, torch.float32).itemsize
+    for step in range(NUM_STEPS):
+        train(optimizer, params, [step])
+        report = optimizer.report()
+        for layer in report.layers:
+            param = dict(params)[layer.name]
+            layout = layout_of(param.shape, side)
+            expected = projected_state_bytes(layout, layer.rank, state_element_size)
+            assert held_bytes(optimizer, param) == expected == layer.state_bytes
+        bias = params[-1][1]
+        plain_bytes = adam_state_bytes(bias.numel(), bias.element_size())
+        assert held_bytes(optimizer, bias) == plain_bytes == report.plain_state_bytes
+        held = sum(held_bytes(optimizer, param) for _, param in params)
+        assert held == report.state_bytes
+
+
+def test_bytes_of_a_stack_equal_the_arithmetic(case):
+    experts = Parameter(gradient("start", (3, 12, 10), 0).clone())
+    optimizer = case.build([{"params": [("experts", experts)], "stacked": True}])
+    layout = layout_of(experts.shape, optimizer.defaults["side"], is_stacked=True)
+    for step in range(NUM_STEPS):
+        experts.grad = gradient("experts", (3, 12, 10), step).clone()
+        optimizer.step()
+        (layer,) = optimizer.report().layers
+        assert held_bytes(optimizer, experts) == projected_state_bytes(layout, layer.rank)
+
+
+def test_bytes_fall_in_proportion_when_ranks_fall(case):
+    params = make_params()[:3]
+    optimizer = case.build(params)
+
+    def bytes_and_rank_after(rank):
+        for _ in range(4):  # past the next refresh
+            for _, param in params:  # singular values 1, as many as the rank
+                param.grad = torch.eye(*param.shape)
+                param.grad[rank:] = 0
+            optimizer.step()
+        report = optimizer.report()
+        assert len({layer.rank for layer in report.layers}) == 1
+        return report.projected_state_bytes, report.layers[0].rank
+
+    large, large_rank = bytes_and_rank_after(rank=5)
+    small, small_rank = bytes_and_rank_after(rank=1)
+    assert small_rank == 1 < large_rank
+    assert small * large_rank == large
+    assert sum(held_bytes(optimizer, param) for _, param in params) == small
+
+
+def test_state_is_smaller_than_that_of_adamw(case):
+    params = make_params()
+    optimizer = case.build(params, max_rank=2)
+    train(optimizer, params, range(4))
+    report = optimizer.report()
+    adamw = torch.optim.AdamW([param for _, param in params])
+    train(adamw, params, range(1))
+    matrices = [param for name, param in params if name in MATRICES]
+    adamw_bytes = sum(held_bytes(adamw, param) for param in matrices)
+    assert report.adamw_projected_state_bytes == adamw_bytes
+    assert report.projected_state_bytes < adamw_bytes / 2
+
+
+@pytest.mark.parametrize("shape", [(48, 40), (40, 48), (3, 40, 48)], ids=str)
+def test_a_step_without_refresh_allocates_nothing_as_large_as_the_weight(case, shape):
+    # A refresh at every step would be one that looks at the gradient, which is not what is asked.
+    calm = {"refresh_max_gap": 100, "refresh_energy": None, "refresh_relative_norm": None}
+    weight = Parameter(gradient("start", shape, 0).clone())
+    is_stacked = len(shape) > 2
+    optimizer = case.build(
+        [{"params": [("weight", weight)], "stacked": is_stacked}], **calm, weight_decay=0.1
+    )
+    weight.grad = gradient("weight", shape, 0).clone()
+    optimizer.step()
+    num_refreshes = optimizer.report().layers[0].num_refreshes
+    weight.grad.copy_(gradient("weight", shape, 1))
+    with Allocations(known=[weight, weight.grad]) as allocations:
+        optimizer.step()
+    assert optimizer.report().layers[0].num_refreshes == num_refreshes
+    assert 0 < allocations.largest < weight.numel()
+
+
+def test_a_refresh_of_a_float32_weight_makes_no_copy_of_the_gradient(case):
+    if case.options.get("basis") == "exact":
+        pytest.skip("a full singular value decomposition needs full factors")
+    weight = Parameter(gradient("start", (96, 80), 0).clone())
+    optimizer = case.build([("weight", weight)], max_rank=8, oversampling=4)
+    weight.grad = gradient("weight", (96, 80), 0).clone()
+    for _ in range(2):
+        with Allocations(known=[weight, weight.grad]) as allocations:
+            optimizer.step()
+        assert 0 < allocations.largest < weight.numel()

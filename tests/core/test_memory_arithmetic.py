@@ -1,0 +1,72 @@
+"""Memory arithmetic: by hand, and equal to the bytes that the optimizer then holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adarankgrad import AdaRankGrad
+from adarankgrad.core.memory import adam_state_bytes, projected_state_bytes
+from adarankgrad.core.projection import SIDES, layout_of
+
+from .matrices import few_examples
+
+
+def test_a_tall_matrix_by_hand():
+    """Rank 4: 844 = 10·4 + 2·4·100 + 4 on the short side, 484 = 100·4 + 2·4·10 + 4 on the long."""
+    shape = torch.Size((100, 10))
+    assert projected_state_bytes(layout_of(shape, "short"), 4) == 844 * 4
+    assert projected_state_bytes(layout_of(shape, "long"), 4) == 484 * 4
+    assert projected_state_bytes(layout_of(shape, "short"), 4, bytes_per_element=8) == 844 * 8
+    assert projected_state_bytes(layout_of(shape, "short"), 0) == 0
+    assert adam_state_bytes(1000) == 8000
+    assert adam_state_bytes(1000, bytes_per_element=2) == 4000
+
+
+def test_a_stack_holds_the_state_of_each_of_its_matrices():
+    stacked = layout_of(torch.Size((5, 8, 6)), is_stacked=True)
+    alone = layout_of(torch.Size((8, 6)))
+    assert projected_state_bytes(stacked, 3) == 5 * projected_state_bytes(alone, 3)
+
+
+def test_the_long_side_never_holds_more_than_the_short_one():
+    for shape in [(100, 10), (10, 100), (7, 7)]:
+        short, long = (layout_of(torch.Size(shape), side) for side in ("short", "long"))
+        assert projected_state_bytes(long, 3) <= projected_state_bytes(short, 3)
+
+
+@few_examples
+@given(
+    shape=st.sampled_from([(9, 4), (4, 9), (5, 5), (6, 2, 3, 3), (3, 6, 4)]),
+    side=st.sampled_from(SIDES),
+    is_stacked=st.booleans(),
+    rank=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_it_equals_the_bytes_that_the_optimizer_holds(shape, side, is_stacked, rank, dtype):
+    weight = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+    optimizer = AdaRankGrad(
+        [weight], side=side, stacked=is_stacked, max_rank=rank, min_rank=rank, energy=1.0
+    )
+    weight.grad = torch.randn(shape).to(dtype)
+    optimizer.step()
+    layout = layout_of(weight.shape, side, is_stacked=is_stacked)
+    width = 8 if dtype is torch.float64 else 4
+    expected = projected_state_bytes(layout, min(rank, layout.num_rows, layout.num_cols), width)
+    held = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    # Storages, not views: a slice of a larger tensor would hold all of it.
+    assert sum(value.untyped_storage().nbytes() for value in held) == expected
+    assert optimizer.report().projected_state_bytes == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adam_bytes_equal_what_torch_holds(dtype):
+    weight = torch.nn.Parameter(torch.zeros(7, 5, dtype=dtype))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = optimizer.state[weight]
+    held = sum(state[key].untyped_storage().nbytes() for key in ("exp_avg", "exp_avg_sq"))
+    assert held == adam_state_bytes(35, weight.element_size())

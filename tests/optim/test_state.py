@@ -1,0 +1,140 @@
+"""State is bound late, and drawn from generators that seed and name decide."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from adarankgrad import AdaRankGrad
+
+# A cold sketch without help, so that its random columns decide the basis.
+RANDOM = {
+    "max_rank": 2,
+    "min_rank": 2,
+    "oversampling": 0,
+    "power_iterations": 0,
+    "warm_start": False,
+    "refresh_max_gap": 2,
+}
+
+
+def gradients(num_steps=4):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(20, 16, generator=generator) for _ in range(num_steps)]
+
+
+def trained(name="weight", **options):
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer = AdaRankGrad([(name, param)], lr=0.01, **{**RANDOM, **options})
+    bases = []
+    for grad in gradients():
+        param.grad = grad.clone()
+        optimizer.step()
+        bases.append(optimizer.state[param]["basis"].clone())
+    return param.detach(), bases
+
+
+def test_nothing_is_bound_at_construction():
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer = AdaRankGrad([param])
+    assert not optimizer.state
+    assert not param._backward_hooks
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_parameters_may_be_swapped_before_the_first_step():
+    # FSDP2 and Accelerate do so after the optimizer is built, with parameters of other shapes.
+    optimizer = AdaRankGrad([("weight", nn.Parameter(torch.ones(40, 40)))], lr=0.01, **RANDOM)
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer.param_groups[0]["params"][0] = param
+    for grad in gradients():
+        param.grad = grad.clone()
+        optimizer.step()
+    assert torch.equal(param, trained()[0])
+
+
+def test_another_seed_gives_another_basis():
+    assert not torch.allclose(trained(seed=0)[1][0], trained(seed=1)[1][0], atol=1e-2)
+
+
+def test_another_name_gives_another_basis():
+    assert not torch.allclose(trained("one")[1][0], trained("two")[1][0], atol=1e-2)
+
+
+def test_every_refresh_draws_anew():
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer = AdaRankGrad([param], **{**RANDOM, "refresh_max_gap": 1})
+    bases = []
+    for _ in range(2):
+        param.grad = gradients()[0]
+        optimizer.step()
+        bases.append(optimizer.state[param]["basis"])
+    assert not torch.allclose(*bases, atol=1e-2)
+
+
+def test_a_basis_is_replaced_at_the_maximum_gap_and_not_before():
+    bases = trained()[1]
+    assert torch.equal(bases[0], bases[1])
+    assert not torch.equal(bases[1], bases[2])
+    assert torch.equal(bases[2], bases[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_every_basis_is_orthonormal(dtype):
+    param = nn.Parameter(torch.ones(20, 16, dtype=dtype))
+    optimizer = AdaRankGrad([param], max_rank=8, min_rank=8, refresh_max_gap=2)
+    for grad in gradients():
+        param.grad = grad.to(dtype)
+        optimizer.step()
+        basis = optimizer.state[param]["basis"].double()
+        # Some tens of roundings of float32, whatever the weights' dtype: 20 * 1.2e-7.
+        identity = torch.eye(8, dtype=torch.float64)
+        torch.testing.assert_close(basis.mT @ basis, identity, rtol=0, atol=20 * 1.2e-7)
+
+
+def test_the_step_after_a_reset_is_bias_corrected_like_a_first_step():
+    param = nn.Parameter(torch.zeros(20, 16))
+    full = {"max_rank": 16, "min_rank": 16, "basis": "exact", "refresh_max_gap": 3}
+    optimizer = AdaRankGrad([param], lr=0.5, eps=0.0, carry="reset", **full)
+    for grad in gradients():
+        param.grad = grad.clone()
+        before = param.detach().clone()
+        optimizer.step()
+    # A first step of Adam is lr times a sign for every coordinate, so its norm is known; float32
+    # roundings of 320 entries are far below 1e-4.
+    moved = (param.detach() - before).norm().item()
+    assert moved == pytest.approx(0.5 * (16 * 20) ** 0.5, rel=1e-4)
+    assert optimizer.state[param]["step"] == 1
+
+
+def test_a_pickle_of_an_older_version_gets_the_defaults_of_options_it_did_not_have():
+    optimizer = AdaRankGrad([nn.Parameter(torch.ones(20, 16))], carry="ldadam")
+    del optimizer.param_groups[0]["rank_multiple"]
+    restored = pickle.loads(pickle.dumps(optimizer))
+    assert restored.param_groups[0]["rank_multiple"] == optimizer.defaults["rank_multiple"]
+    assert restored.param_groups[0]["carry"] == "ldadam"
+
+
+def test_a_saved_state_of_an_older_version_gets_the_defaults_of_this_optimizer():
+    saved = AdaRankGrad([nn.Parameter(torch.ones(20, 16))]).state_dict()
+    del saved["param_groups"][0]["rank_multiple"]
+    optimizer = AdaRankGrad([nn.Parameter(torch.ones(20, 16))], rank_multiple=8)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["rank_multiple"] == 8
+
+
+def test_options_that_were_saved_are_those_that_count_after_loading():
+    saved = AdaRankGrad([nn.Parameter(torch.ones(20, 16))], lr=0.25, max_rank=3, min_rank=1)
+    optimizer = AdaRankGrad([nn.Parameter(torch.ones(20, 16))], lr=0.5)
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["max_rank"] == 3
+
+
+def test_repr_shows_the_options():
+    assert "max_rank: 3" in repr(
+        AdaRankGrad([nn.Parameter(torch.ones(20, 16))], max_rank=3, min_rank=1)
+    )
