@@ -20,10 +20,7 @@ PROGRESS = ("training a tokenizer", "reading the data")
 
 
 def contents(folder: Path) -> dict:
-    return {
-        path: (path.stat().st_mtime_ns, path.stat().st_size)
-        for path in folder.rglob("*")
-    }
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
 
 def assert_refused(folder, capfd, flags, expected):
@@ -55,13 +52,16 @@ BAD_FLAGS = {
     "model without config": ({"model": "."}, ["has no config.json"]),
     "unknown optimizer": ({"optimizer": "adarank"}, ["'adarank'", "did you mean adarankgrad"]),
     "rank above the matrix": (
-        {"optimizer": "adarankgrad", "max-rank": 64}, ["max_rank = 64", "at most 32"],
+        {"optimizer": "adarankgrad", "max-rank": 64},
+        ["max_rank = 64", "at most 32"],
     ),
     "floor above ceiling": (
-        {"optimizer": "adarankgrad", "max-rank": 4, "min-rank": 8}, ["min_rank", "max_rank"],
+        {"optimizer": "adarankgrad", "max-rank": 4, "min-rank": 8},
+        ["min_rank", "max_rank"],
     ),
     "floor above a share": (
-        {"optimizer": "adarankgrad", "max-rank": 0.1, "min-rank": 8}, ["min_rank", "max_rank"],
+        {"optimizer": "adarankgrad", "max-rank": 0.1, "min-rank": 8},
+        ["min_rank", "max_rank"],
     ),
     "rank of no columns": ({"max-rank": 0}, ["max_rank = 0", "at least 1"]),
     "share above 1": ({"max-rank": 1.5}, ["max_rank = 1.5", "(0, 1]"]),
@@ -89,13 +89,15 @@ BAD_FLAGS = {
     "unknown device": ({"device": "gpu"}, ["'gpu'", "cuda:N"]),
     "unknown flag": ({"learning-rate": 1}, ["--learning-rate"]),
     "unknown argument": (
-        {"optimizer-args": "beta=0.9"}, ["'beta'", "did you mean betas", "amsgrad"],
+        {"optimizer-args": "beta=0.9"},
+        ["'beta'", "did you mean betas", "amsgrad"],
     ),
     "argument with a flag": ({"optimizer-args": "lr=1"}, ["--lr"]),
     "unreadable arguments": ({"optimizer-args": "betas=("}, ["--optimizer-args"]),
     "argument out of range": ({"optimizer-args": "betas=(2.0,0.9)"}, ["adamw", "beta"]),
     "method's argument out of range": (
-        {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"}, ["carry", "nothing"],
+        {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"},
+        ["carry", "nothing"],
     ),
     "missing config": ({"config": "absent.toml"}, ["absent.toml"]),
     "resume of nothing": ({"resume": True}, ["cannot resume run"]),
@@ -137,7 +139,7 @@ def test_data_that_cannot_be_read_is_refused_in_one_line(folder, capfd, name):
 
 
 BAD_CONFIGS = {
-    "unknown key": ('learning_rate = 0.1\n', ["'learning_rate'", "allowed"]),
+    "unknown key": ("learning_rate = 0.1\n", ["'learning_rate'", "allowed"]),
     "misspelt key": ('optimiser = "adamw"\n', ["'optimiser'", "did you mean optimizer"]),
     "wrong type": ('steps = "many"\n', ["steps = 'many'", "whole number"]),
     "truth for a number": ("steps = true\n", ["steps = True", "whole number"]),

@@ -16,10 +16,24 @@ from train_inputs import call, tiny_flags, write_inputs
 from adarankgrad.train.files import read_jsonl
 
 SUMMARY_KEYS = {
-    "optimizer", "steps", "tokens", "train_loss", "val_loss", "perplexity", "state_bytes",
-    "projected_state_bytes", "adamw_projected_state_bytes", "weight_bytes", "gradient_bytes",
-    "peak_bytes", "peak_bytes_source", "mean_rank", "tokens_per_second", "optimizer_s",
-    "elapsed_s", "paths",
+    "optimizer",
+    "steps",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "perplexity",
+    "state_bytes",
+    "projected_state_bytes",
+    "adamw_projected_state_bytes",
+    "weight_bytes",
+    "gradient_bytes",
+    "peak_bytes",
+    "peak_bytes_source",
+    "mean_rank",
+    "tokens_per_second",
+    "optimizer_s",
+    "elapsed_s",
+    "paths",
 }
 
 
@@ -66,8 +80,15 @@ def check_metrics(run):
     logged = [row for row in rows if "loss" in row]
     assert [row["step"] for row in logged] == [2, 4, 6]
     assert logged[0].keys() == {
-        "step", "tokens", "loss", "lr", "tokens_per_second", "elapsed_s", "mean_rank",
-        "state_bytes", "grad_norm",
+        "step",
+        "tokens",
+        "loss",
+        "lr",
+        "tokens_per_second",
+        "elapsed_s",
+        "mean_rank",
+        "state_bytes",
+        "grad_norm",
     }
     evaluated = [row for row in rows if "val_loss" in row]
     assert [row["step"] for row in evaluated] == [3, 6]
@@ -76,8 +97,15 @@ def check_metrics(run):
     assert [row["step"] for row in ranks] == [2, 4, 6]
     assert len(ranks[0]["layers"]) == 14
     assert ranks[0]["layers"][0].keys() == {
-        "name", "shape", "rank", "max_rank", "captured_energy", "steps_since_refresh",
-        "refresh_reason", "num_refreshes", "num_skipped_refreshes",
+        "name",
+        "shape",
+        "rank",
+        "max_rank",
+        "captured_energy",
+        "steps_since_refresh",
+        "refresh_reason",
+        "num_refreshes",
+        "num_skipped_refreshes",
     }
 
 
@@ -90,8 +118,11 @@ def check_model(path):
     ids = tokenizer(text, return_tensors="pt")
     assert tokenizer.decode(ids["input_ids"][0]) == text
     output = model.generate(
-        input_ids=ids["input_ids"], attention_mask=ids["attention_mask"], max_new_tokens=3,
-        do_sample=False, pad_token_id=tokenizer.eos_token_id,
+        input_ids=ids["input_ids"],
+        attention_mask=ids["attention_mask"],
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
     )
     assert output.shape[1] > ids["input_ids"].shape[1]
     assert model.config.eos_token_id == tokenizer.eos_token_id
@@ -111,12 +142,10 @@ def test_adamw_reports_the_state_of_the_same_projected_weights(folder, capfd, wi
     assert not (folder / "run" / "ranks.jsonl").exists()
 
 
-def test_flags_override_the_config_file_and_both_override_defaults(
-    folder, capfd, without_figures
-):
+def test_flags_override_the_config_file_and_both_override_defaults(folder, capfd, without_figures):
     (folder / "run.toml").write_text(
         'optimizer = "adamw"\nlr = 0.003\nseed = 5\nmax_rank = 0.5\n'
-        '[optimizer_args]\nbetas = [0.9, 0.95]\n'
+        "[optimizer_args]\nbetas = [0.9, 0.95]\n"
     )
     flags = tiny_flags(config="run.toml", optimizer=None, seed=6)
     assert call("train", *flags) == 0
@@ -171,7 +200,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_checkpoints(folder, ca
 def start(folder, *flags):
     return subprocess.Popen(
         [sys.executable, "-m", "adarankgrad", "train", *flags],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -187,7 +219,11 @@ def wait_for_step(run, step, process):
 
 
 LONG = {
-    "optimizer": "adarankgrad", "steps": 200, "save_every": 15, "log_every": 5, "eval_every": 100,
+    "optimizer": "adarankgrad",
+    "steps": 200,
+    "save_every": 15,
+    "log_every": 5,
+    "eval_every": 100,
 }
 
 
@@ -230,8 +266,11 @@ def test_a_run_ended_by_a_signal_resumes_to_the_same_model(
 @pytest.mark.parametrize("package", ["typer", "transformers"])
 def test_a_missing_extra_is_said_in_one_line(folder, capfd, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    for name in [name for name in sys.modules if name.startswith(("adarankgrad.train.run",
-                                                                  "adarankgrad.cli.train"))]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("adarankgrad.train.run", "adarankgrad.cli.train"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     assert call("train", *tiny_flags()) == 2
     lines = capfd.readouterr().err.strip().splitlines()

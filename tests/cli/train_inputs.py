@@ -30,9 +30,17 @@ def write_inputs(folder: Path) -> None:
 def tiny_flags(**changes: object) -> list[str]:
     """Return flags of a run of 6 steps, relative to the inputs' folder; None leaves a flag out."""
     settings = {
-        "data": "text.txt", "model": "tiny/config.json", "output": "run", "optimizer": "adamw",
-        "steps": 6, "batch-size": 2, "seq-len": 16, "log-every": 2, "eval-every": 3,
-        "save-every": 3, "device": "cpu",
+        "data": "text.txt",
+        "model": "tiny/config.json",
+        "output": "run",
+        "optimizer": "adamw",
+        "steps": 6,
+        "batch-size": 2,
+        "seq-len": 16,
+        "log-every": 2,
+        "eval-every": 3,
+        "save-every": 3,
+        "device": "cpu",
     } | {name.replace("_", "-"): value for name, value in changes.items()}
     flags = []
     for name, value in settings.items():

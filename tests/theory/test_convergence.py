@@ -308,7 +308,8 @@ def test_with_minibatches_the_threshold_decides_between_always_and_never(thresho
     0.01    0 of 15         0 of 15
     ======  ==============  ============
 
-    Factors of three in ς, whose value is not published, lead from almost always to never; noise makes it rarer at each ς, as the bound above has no noise.
+    Factors of three in ς, whose value is not published, lead from almost always to never, and
+    noise makes it rarer at each ς: the bound above has no noise.
     """
     generator = torch.Generator().manual_seed(0)
 

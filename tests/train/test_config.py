@@ -27,7 +27,11 @@ def config_for(**changes):
 
 def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
     config = config_for(
-        data='a "quoted" \\ path\n', lr=1e-5, max_rank=0.25, min_rank=2, steps=7,
+        data='a "quoted" \\ path\n',
+        lr=1e-5,
+        max_rank=0.25,
+        min_rank=2,
+        steps=7,
         optimizer_args={"betas": (0.9, 0.95), "foreach": None, "carry": "squared"},
     )
     path = tmp_path / "config.toml"
@@ -73,10 +77,18 @@ def test_learning_rate_and_warm_up_follow_optimizer_and_steps():
 @pytest.mark.parametrize(
     ("size", "low", "high"),
     [
-        ("small-llama", 1.83e6, 1.85e6), ("9m", 8e6, 10e6), ("20m", 18e6, 21e6),
-        ("35m", 33e6, 37e6), ("60m", 56e6, 62e6), ("71m", 68e6, 74e6), ("130m", 128e6, 138e6),
-        ("250m", 240e6, 255e6), ("350m", 360e6, 375e6), ("1b", 1.2e9, 1.4e9),
-        ("3b", 2.5e9, 3.5e9), ("7b", 6.5e9, 7.0e9),
+        ("small-llama", 1.83e6, 1.85e6),
+        ("9m", 8e6, 10e6),
+        ("20m", 18e6, 21e6),
+        ("35m", 33e6, 37e6),
+        ("60m", 56e6, 62e6),
+        ("71m", 68e6, 74e6),
+        ("130m", 128e6, 138e6),
+        ("250m", 240e6, 255e6),
+        ("350m", 360e6, 375e6),
+        ("1b", 1.2e9, 1.4e9),
+        ("3b", 2.5e9, 3.5e9),
+        ("7b", 6.5e9, 7.0e9),
     ],
 )
 def test_a_preset_has_the_size_it_is_named_for(size, low, high):
@@ -98,8 +110,9 @@ def test_adamw_decays_matrices_but_not_norms():
     config = resolve(config_for(optimizer="adamw", weight_decay=0.1))
     model = build_model(plan_model(config, None), 0)
     optimizer = build_optimizer(group_parameters(model, config), config)
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups
-              for p in group["params"]}
+    decays = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     assert len(decays) == len(list(model.parameters()))
     for name, weight in model.named_parameters():
         if weight.dim() < 2:

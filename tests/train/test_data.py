@@ -111,8 +111,10 @@ def test_a_tokenizer_trained_twice_on_the_same_text_is_the_same():
 
 def test_every_pass_serves_every_block_once_in_an_order_given_by_the_seed():
     blocks = Blocks(np.arange(50, dtype=np.uint16), 5)
-    firsts = [[int(item["input_ids"][0]) for item in ShuffledBlocks(blocks, 20, seed)]
-              for seed in (0, 0, 1)]
+    firsts = [
+        [int(item["input_ids"][0]) for item in ShuffledBlocks(blocks, 20, seed)]
+        for seed in (0, 0, 1)
+    ]
     assert firsts[0] == firsts[1] != firsts[2]
     for start in (0, 10):
         assert sorted(firsts[0][start : start + 10]) == list(range(0, 50, 5))

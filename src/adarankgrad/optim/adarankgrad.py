@@ -51,7 +51,7 @@ class AdaRankGrad(SubspaceOptimizer):
         side: which side of a matrix the basis spans. ``short`` costs the least time and holds
             min·r + 2·max·r elements; ``long`` holds max·r + 2·min·r. ``left``, ``right``.
         basis: ``randomized`` range finder or ``exact`` singular value decomposition.
-        oversampling: extra columns of a sketch.
+        oversampling: extra columns of a sketch, an int, or a float as a multiple of the ceiling.
         power_iterations: rounds that sharpen a sketch; a warm start counts as one.
         warm_start: start the search from the present basis.
         refresh_max_gap: steps after which a basis is replaced at the latest.
@@ -104,7 +104,7 @@ class AdaRankGrad(SubspaceOptimizer):
         scale: float = 1.0,
         side: Side = "short",
         basis: BasisFinder = "randomized",
-        oversampling: int = 8,
+        oversampling: int | float = 8,
         power_iterations: int = 1,
         warm_start: bool = True,
         refresh_max_gap: int = 50,
@@ -161,7 +161,7 @@ class AdaRankGrad(SubspaceOptimizer):
             "max_rank": max_rank,
             "min_rank": min_rank,
             "energy": energy_from_residual(residual),
-            "oversampling": max_rank if isinstance(max_rank, int) else 0,
+            "oversampling": 1.0,
             "power_iterations": 2,
             "warm_start": False,
             "refresh_max_gap": 200,

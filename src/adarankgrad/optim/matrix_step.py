@@ -19,7 +19,7 @@ from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
 from ..core.refresh import RefreshReason, measured_reason, scheduled_reason
-from .options import rank_bounds, refresh_rule, resolve_rank
+from .options import rank_bounds, refresh_rule
 
 State = dict[str, Any]
 Options = dict[str, Any]
@@ -166,10 +166,14 @@ def _find_subspace(
     name: str,
 ) -> Subspace:
     is_warm = options["warm_start"] and coords.shape[-2] > 0
+    _, max_rank = rank_bounds(options, layout)
+    oversampling = options["oversampling"]
+    if isinstance(oversampling, float):
+        oversampling = round(oversampling * max_rank)
     return _FINDERS[options["basis"]](
         grad_matrix,
-        resolve_rank(options["max_rank"], layout),
-        oversampling=options["oversampling"],
+        max_rank,
+        oversampling=oversampling,
         power_iterations=options["power_iterations"],
         start=coords if is_warm else None,
         generator=_generator(grad_matrix.device, options["seed"], name, state["num_refreshes"]),

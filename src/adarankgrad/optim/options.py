@@ -33,8 +33,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
     for name in ("rank_multiple", "refresh_max_gap", "refresh_min_gap"):
         _check_count(name, options[name], low=1)
-    for name in ("oversampling", "power_iterations"):
-        _check_count(name, options[name], low=0)
+    _check_count("power_iterations", options["power_iterations"], low=0)
+    if isinstance(options["oversampling"], float):
+        _check_number("oversampling", options["oversampling"], low=0.0)
+    else:
+        _check_count("oversampling", options["oversampling"], low=0)
     for name in ("refresh_norm", "refresh_relative_norm", "refresh_energy"):
         if options[name] is not None:
             high = 1.0 if name == "refresh_energy" else math.inf
