@@ -196,6 +196,18 @@ def test_ldadam_and_squared_differ_where_means_interfere():
     assert squared.flatten().tolist() == pytest.approx([1.0, 1.0])
 
 
+def test_ldadams_variance_may_dip_below_zero_and_its_size_is_taken():
+    """Recent gradients larger than old ones: m = (1, 1) but v = (1/4, 1/4), so v − m² = −3/4.
+
+    Rotated by 45 degrees the mean is (√2, 0): 2 − 3/4 = 5/4, and |0 − 3/4|.
+    """
+    root = math.sqrt(0.5)
+    rotation = root * torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    carried = carry_moments(Moments(ones, ones / 4, ones), rotation, "ldadam")
+    assert carried.exp_avg_sq.flatten().tolist() == pytest.approx([1.25, 0.75])
+
+
 def test_ldadams_bias_corrections_are_removed_and_put_back():
     """A constant gradient g has m = (1 − β₁ᵗ) g and v = (1 − β₂ᵗ) g²; so it must stay, rotated."""
     grad = torch.tensor([[1.0], [2.0]], dtype=torch.float64)

@@ -61,6 +61,17 @@ def test_it_equals_the_bytes_that_the_optimizer_holds(shape, side, is_stacked, r
     assert optimizer.report().projected_state_bytes == expected
 
 
+@pytest.mark.parametrize("basis", ["randomized", "exact"])
+def test_a_rank_below_the_ceiling_releases_the_memory_of_the_ceiling(basis):
+    """A gradient of rank 1, searched with 16 columns: (16 + 2·20 + 1)·4 bytes stay."""
+    weight = torch.nn.Parameter(torch.zeros(16, 20))
+    optimizer = AdaRankGrad([weight], basis=basis, max_rank=1.0, min_rank=1, energy=0.9)
+    weight.grad = torch.outer(torch.randn(16), torch.randn(20))
+    optimizer.step()
+    held = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    assert sum(value.untyped_storage().nbytes() for value in held) == (16 + 2 * 20 + 1) * 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adam_bytes_equal_what_torch_holds(dtype):
     weight = torch.nn.Parameter(torch.zeros(7, 5, dtype=dtype))

@@ -79,13 +79,14 @@ def carry_moments(
         num_kept = rotation.shape[-1] if method == "keep" else 0
         return Moments(*(_keep_rows(part, num_kept, rotation.shape[-2]) for part in moments))
 
-    exp_avg = rotation @ moments.exp_avg
+    # Transposed, as `projection.project` returns coordinates: mixed strides would slow Adam down.
+    exp_avg = (moments.exp_avg.mT @ rotation.mT).mT
     energy_rotation = rotation.square()
     seen = (energy_rotation @ moments.seen).clamp_(max=1.0)
     if method == "squared":
-        exp_avg_sq = energy_rotation @ moments.exp_avg_sq
+        exp_avg_sq = (moments.exp_avg_sq.mT @ energy_rotation.mT).mT
     elif method == "published":
-        exp_avg_sq = (rotation @ moments.exp_avg_sq).abs_()
+        exp_avg_sq = (moments.exp_avg_sq.mT @ rotation.mT).mT.abs_()
     else:
         exp_avg_sq = _carry_variances(moments, exp_avg, energy_rotation, first_correction)
         spanned_share = energy_rotation.sum(-1, keepdim=True)

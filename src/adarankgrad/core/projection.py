@@ -83,13 +83,14 @@ def project(matrix: Tensor, basis: Tensor) -> Tensor:
     """Return the coordinates ``basis.mT @ matrix`` (*batch, r, n), in the basis's dtype.
 
     The product runs in the matrix's dtype, so that no full-size copy of a half-precision gradient
-    is made.
+    is made, and as tall times thin, which is up to twice as fast as thin times wide: the result is
+    a transposed view.
 
     Args:
         matrix: (*batch, m, n), any floating dtype.
         basis: (*batch, m, r), float32 or float64.
     """
-    return (basis.mT.to(matrix.dtype) @ matrix).to(basis.dtype)
+    return (matrix.mT @ basis.to(matrix.dtype)).mT.to(basis.dtype)
 
 
 def lift_into_(weight: Tensor, basis: Tensor, coords: Tensor, *, decay: float, step: float) -> None:

@@ -17,11 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .projection import project
+
 # Bounds on the squared condition number: one pass of Cholesky QR is off by that many roundings, and
 # a second pass repairs a first one that is within a tenth.
 _ONE_PASS_LIMIT = 12.0
 _TWO_PASS_LIMIT = 2e4
-_SMALLEST_SIZE = 1e-12
+_SMALLEST_TOTAL = 1e-24
 
 
 class Subspace(NamedTuple):
@@ -79,8 +81,9 @@ def find_range(
     largest entry is so large or small that squares would leave float32.
     """
     _check_counts(num_directions, oversampling, power_iterations)
-    size = float(torch.linalg.vector_norm(matrix, math.inf))
-    if size != 0.0 and not _SMALLEST_SIZE < size < 1 / _SMALLEST_SIZE:
+    total = torch.linalg.vector_norm(matrix, dim=(-2, -1)).square()
+    size = _size_to_divide_by(matrix, total)
+    if size != 1.0:
         scaled = find_range(
             matrix / size,
             num_directions,
@@ -96,7 +99,6 @@ def find_range(
     num_kept = min(num_directions, short_side)
     num_sketched = min(num_directions + oversampling, short_side)
 
-    total = torch.linalg.vector_norm(matrix, dim=(-2, -1)).square()
     sketch = matrix @ _start_columns(matrix, num_sketched, start, generator)
     for _ in range(power_iterations - (start is not None)):
         rough_basis = orthonormalize(sketch, only_roughly=True)
@@ -145,7 +147,7 @@ def find_range_exactly(
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     basis = left[..., :num_kept].contiguous()
     energies = values.double().square()
-    return Subspace(basis, basis.mT @ matrix, energies[..., :num_kept], energies.sum(-1))
+    return Subspace(basis, project(matrix, basis), energies[..., :num_kept], energies.sum(-1))
 
 
 def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
@@ -220,15 +222,23 @@ def _sorted_by_energy(
     matrix: Tensor, range_basis: Tensor, num_kept: int, total: Tensor
 ) -> Subspace:
     """Rotate a basis of the range to its principal directions and keep the strongest."""
-    range_coords = range_basis.mT @ matrix
+    range_coords = project(matrix, range_basis)
     energies, rotation = torch.linalg.eigh(range_coords @ range_coords.mT)
     strongest_first = rotation.flip(-1)[..., :num_kept]
     return Subspace(
         basis=range_basis @ strongest_first,
-        coords=strongest_first.mT @ range_coords,
+        coords=(range_coords.mT @ strongest_first).mT,
         energies=energies.flip(-1)[..., :num_kept].clamp_min(0.0).double(),
         total=total.double(),
     )
+
+
+def _size_to_divide_by(matrix: Tensor, total: Tensor) -> float:
+    """1, or the largest entry where squares of the matrix's entries leave float32's range."""
+    if ((total > _SMALLEST_TOTAL) & (total < 1 / _SMALLEST_TOTAL)).all():
+        return 1.0
+    size = float(torch.linalg.vector_norm(matrix, math.inf))
+    return size if 0.0 < size < math.inf else 1.0
 
 
 def _check_counts(num_directions: int, oversampling: int, power_iterations: int) -> None:
