@@ -56,12 +56,12 @@ def floor_seconds(parameters: list[nn.Parameter], rank: int) -> float:
     total = 0.0
     for parameter in parameters:
         short, long = sorted(parameter.shape)
-        basis, coords = torch.randn(short, rank), torch.randn(rank, long)
-        matrix, out = torch.randn(short, long), torch.empty(rank, long)
-        lifted = torch.empty(short, long)
-        project = seconds(lambda a=basis, b=matrix, c=out: torch.mm(a.mT, b, out=c), 7, 2)
-        lift = seconds(lambda a=basis, b=coords, c=lifted: torch.mm(a, b, out=c), 7, 2)
-        total += min(project) + min(lift)
+        matrix, basis, coords = (
+            torch.randn(shape) for shape in [(short, long), (short, rank), (long, rank)]
+        )
+        products = [(matrix.mT, basis), (basis, coords.mT)]
+        for left, right in products:
+            total += min(seconds(lambda a=left, b=right: a @ b, 9, 2))
     return total + stream_seconds(parameters)
 
 

@@ -181,9 +181,27 @@ def test_overwriting_a_run_that_holds_the_data_is_refused(folder, capfd):
     run.mkdir()
     (run / "config.toml").write_text("")
     (run / "run.json").write_text('{"kind": "adarankgrad run"}')
-    (folder / "text.txt").rename(run / "text.txt")
-    flags = tiny_flags(data="run/text.txt", overwrite=True)
-    assert_refused(folder, capfd, flags, ["lies in the run folder"])
+    (run / "plots").mkdir()
+    (folder / "text.txt").rename(run / "plots" / "text.txt")
+    for data in ("run/plots/text.txt", "ru*/plots/*.txt", "run"):
+        flags = tiny_flags(data=data, overwrite=True)
+        assert_refused(folder, capfd, flags, ["lies in the run folder"])
+
+
+def test_overwriting_a_run_beside_files_of_others_is_refused(folder, capfd):
+    run = folder / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"kind": "adarankgrad run"}')
+    (run / "thesis.txt").write_text("years of work")
+    assert_refused(folder, capfd, tiny_flags(overwrite=True), ["no run wrote", "thesis.txt"])
+
+
+@pytest.mark.parametrize(
+    "arguments", ["fused=True,foreach=True", "betas=(0.9,)", "capturable=True"]
+)
+def test_arguments_that_torchs_adamw_refuses_are_one_line(folder, capfd, arguments):
+    flags = tiny_flags(optimizer="adamw", optimizer_args=arguments)
+    assert_refused(folder, capfd, flags, ["adamw"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

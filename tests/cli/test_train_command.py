@@ -171,9 +171,10 @@ def assert_same_weights(first, second):
 
 def test_overwrite_replaces_a_run_of_ours(folder, without_figures):
     assert call("train", *tiny_flags()) == 0
-    (folder / "run" / "note.txt").write_text("of the old run")
+    (folder / "run" / "plots" / "note.txt").parent.mkdir(exist_ok=True)
+    (folder / "run" / "plots" / "note.txt").write_text("of the old run")
     assert call("train", *tiny_flags(seed=1), "--overwrite") == 0
-    assert not (folder / "run" / "note.txt").exists()
+    assert not (folder / "run" / "plots" / "note.txt").exists()
     assert "seed = 1\n" in config_of(folder / "run")
 
 

@@ -260,3 +260,16 @@ def test_describe_takes_plain_parameters_in_a_group_by_hand():
     weight = nn.Parameter(torch.empty(512, 512))
     rows, _, _ = table_of(describe([{"params": [weight], "max_rank": 16}]))
     assert rows[0][:3] == ["parameter", "0", "512x512"]
+
+
+def test_an_include_that_matches_nothing_large_enough_raises():
+    with pytest.raises(ValueError, match="include '0' matches no weight that can be projected"):
+        param_groups(nn.Sequential(nn.Linear(64, 4)), include="0")
+
+
+def test_a_position_embedding_of_three_axes_is_no_stack_of_experts():
+    model = nn.Module()
+    model.position_embeddings = nn.Parameter(torch.zeros(2, 20, 16))
+    model.experts = nn.Parameter(torch.zeros(2, 20, 16))
+    kinds = names_by_kind(param_groups(model))
+    assert kinds["stacks"] == ["experts"]

@@ -138,3 +138,40 @@ def test_repr_shows_the_options():
     assert "max_rank: 3" in repr(
         AdaRankGrad([nn.Parameter(torch.ones(20, 16))], max_rank=3, min_rank=1)
     )
+
+
+def test_a_state_of_another_optimizer_or_shape_is_refused_by_name():
+    def weight(*shape):
+        param = torch.nn.Parameter(torch.ones(shape))
+        param.grad = torch.randn(shape)
+        return param
+
+    adamw = torch.optim.AdamW([weight(12, 8)])
+    adamw.step()
+    optimizer = AdaRankGrad([weight(12, 8)])
+    with pytest.raises(ValueError, match=r"parameter 0 \(12, 8\) is of another optimizer"):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": adamw.state_dict()["state"]})
+    optimizer.step()
+    other = AdaRankGrad([weight(10, 8)])
+    with pytest.raises(ValueError, match="of another optimizer, shape or side"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_large_float16_gradients_do_not_overflow_in_the_projection():
+    """64 entries of 2e4 add up to more than float16 holds."""
+    param = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.float16))
+    optimizer = AdaRankGrad([param], lr=1e-3, max_rank=8)
+    for _ in range(3):
+        param.grad = torch.full((64, 64), 2e4, dtype=torch.float16)
+        optimizer.step()
+    assert torch.isfinite(param).all()
+    assert torch.isfinite(optimizer.state[param]["exp_avg_sq"]).all()
+
+
+def test_a_complex_matrix_is_trained_by_plain_adamw():
+    param = torch.nn.Parameter(torch.ones(6, 5, dtype=torch.complex64))
+    param.grad = torch.ones_like(param)
+    optimizer = AdaRankGrad([param], lr=0.1)
+    with pytest.warns(UserWarning, match="is complex; it is trained by plain AdamW"):
+        optimizer.step()
+    assert "basis" not in optimizer.state[param]

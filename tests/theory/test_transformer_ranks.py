@@ -126,7 +126,7 @@ def _line(measured: Measurement) -> str:
 
 
 def test_minibatch_training_keeps_the_adaptive_rank_where_it_was():
-    """Batches of 8 of 256 sequences: ranks of about 8 of 32 at energy 0.9, first to last."""
+    """Batches of 8 of 256 sequences: ranks of 7 to 8 of 32 at energy 0.9, first to last."""
     measurements, _ = train(adaptive, num_sequences=256, batch_size=8, num_steps=150, every=50)
     first, last = measurements[1], measurements[-1]
     assert last.loss < measurements[0].loss - 0.2

@@ -82,14 +82,16 @@ def layout_of(shape: torch.Size, side: Side = "short", *, is_stacked: bool = Fal
 def project(matrix: Tensor, basis: Tensor) -> Tensor:
     """Return the coordinates ``basis.mT @ matrix`` (*batch, r, n), in the basis's dtype.
 
-    The product runs in the matrix's dtype, so that no full-size copy of a half-precision gradient
-    is made, and as tall times thin, which is up to twice as fast as thin times wide: the result is
-    a transposed view.
+    The product runs in the matrix's dtype, so that no full-size copy of a bfloat16 gradient is made
+    (a float16 one is copied to float32, since its products overflow at 65504). It runs as tall
+    times thin, which is up to twice as fast as thin times wide: the result is a transposed view.
 
     Args:
         matrix: (*batch, m, n), any floating dtype.
         basis: (*batch, m, r), float32 or float64.
     """
+    if matrix.dtype is torch.float16:
+        matrix = matrix.to(basis.dtype)
     return (matrix.mT @ basis.to(matrix.dtype)).mT.to(basis.dtype)
 
 

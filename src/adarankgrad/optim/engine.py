@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .matrix_step import layout_for, new_state, step_matrix
+from .matrix_step import fits_matrix, layout_for, new_state, step_matrix
 from .options import check_options
 from .report import OptimizerReport, build_report, named_parameters
 
@@ -111,7 +111,8 @@ class SubspaceOptimizer(Optimizer):
             state_dict: from `state_dict`; not modified and not referred to afterwards.
 
         Raises:
-            ValueError: if groups differ in number or size.
+            ValueError: if groups differ in number or size, or a state is not of this weight: made
+                by another optimizer, or for another shape or side.
         """
         state_dict = dict(state_dict)  # hooks may add to it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -120,18 +121,17 @@ class SubspaceOptimizer(Optimizer):
         groups = self.param_groups
         _check_same_groups(groups, saved_groups)
 
-        ids = [key for group in saved_groups for key in group["params"]]
-        params = [param for group in groups for param in group["params"]]
         state = dict(state_dict["state"])
-        restored = {
-            param: _copied_to(state.pop(key), param.device)
-            for key, param in zip(ids, params, strict=True)
-            if key in state
-        }
+        restored = {}
         for group, saved in zip(groups, saved_groups, strict=True):
-            saved["params"] = group["params"]
-            if "param_names" in group:
-                saved["param_names"] = group["param_names"]
+            keys = saved["params"]
+            saved.update({key: group[key] for key in ("params", "param_names") if key in group})
+            options = {**group, **saved}
+            members = zip(keys, named_parameters(group, groups), strict=True)
+            for key, (name, param) in members:
+                if key in state:
+                    _check_state_fits(state[key], param, options, name)
+                    restored[param] = _copied_to(state.pop(key), param.device)
         complete = defaultdict(dict, {**state, **restored})
         self.__setstate__({"state": complete, "param_groups": saved_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -145,15 +145,12 @@ class SubspaceOptimizer(Optimizer):
                 group.setdefault(name, value)
 
     def _is_projected(self, group: Group, name: str, param: Tensor) -> bool:
-        if not group["project"] or param.dim() < 2:
-            return False
-        layout = layout_for(param, group)
-        if min(layout.num_rows, layout.num_cols) > 1:
+        if _is_matrix_to_project(param, group):
             return True
-        if not self.state[param]:
+        if group["project"] and param.dim() >= 2 and not self.state[param]:
+            kind = "complex" if param.is_complex() else "a vector in the shape of a matrix"
             warnings.warn(
-                f"{name} {tuple(param.shape)} is a vector in the shape of a matrix; "
-                "it is trained by plain AdamW",
+                f"{name} {tuple(param.shape)} is {kind}; it is trained by plain AdamW",
                 stacklevel=3,
             )
         return False
@@ -208,6 +205,26 @@ def _check_same_groups(groups: list[Group], saved_groups: list[Group]) -> None:
         raise ValueError(
             "the saved optimizer has parameter groups of other sizes: "
             f"saved {saved_sizes}, here {sizes}; build the groups as they were when it was saved"
+        )
+
+
+def _is_matrix_to_project(param: Tensor, group: Group) -> bool:
+    if not group["project"] or param.dim() < 2 or param.is_complex():
+        return False
+    layout = layout_for(param, group)
+    return min(layout.num_rows, layout.num_cols) > 1
+
+
+def _check_state_fits(state: Group, param: Tensor, group: Group, name: str) -> None:
+    """See that a step could start from a saved state, before anything is replaced."""
+    if _is_matrix_to_project(param, group):
+        fits = fits_matrix(state, layout_for(param, group))
+    else:
+        fits = "basis" not in state and state["exp_avg"].shape == param.shape
+    if not fits:
+        raise ValueError(
+            f"the saved state of {name} {tuple(param.shape)} is of another optimizer, shape or "
+            "side; load it into an optimizer built as the one that was saved"
         )
 
 

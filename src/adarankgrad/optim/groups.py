@@ -47,7 +47,8 @@ def param_groups(
         energy: energy threshold, likewise.
         weight_decay: of all groups but norms and biases; None leaves it to the optimizer.
         include: regular expressions searched in parameter names. Given, only matching weights
-            are projected, whatever module they belong to, as long as they have two axes.
+            are projected, whatever module they belong to, as long as they have two axes of
+            ``smallest_side`` entries.
         exclude: regular expressions; matching weights are not projected.
         smallest_side: see above; at least 2.
         options: further options of the projected groups.
@@ -57,8 +58,8 @@ def param_groups(
         stacks, plain weights, and parameters without decay.
 
     Raises:
-        ValueError: if a pattern matches no parameter, the model has no trainable parameter, or
-            ``smallest_side`` is below 2.
+        ValueError: if a pattern matches no parameter, ``include`` none that can be projected, the
+            model has no trainable parameter, or ``smallest_side`` is below 2.
     """
     if smallest_side < 2:
         raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
@@ -82,6 +83,12 @@ def param_groups(
             members["undecayed"].append((name, param))
         else:
             members["plain"].append((name, param))
+
+    if include is not None and not (members["matrices"] or members["stacks"]):
+        raise ValueError(
+            f"include {include!r} matches no weight that can be projected: none has two axes with "
+            f"at least {smallest_side} entries each; widen it, or lower smallest_side"
+        )
 
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     ranks = {"max_rank": max_rank, "min_rank": min_rank, "energy": energy}
@@ -146,10 +153,19 @@ def _candidate_names(model: nn.Module) -> set[str]:
         for short_name, param in module.named_parameters(recurse=False):
             is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
             is_layer = is_linear or isinstance(module, _CONVOLUTIONS)
-            is_stack = param.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+            is_stack = _is_stack_of_matrices(module, short_name, param)
             if ((is_layer and short_name == "weight") or is_stack) and id(param) not in kept_plain:
                 names.add(f"{module_name}.{short_name}" if module_name else short_name)
     return names
+
+
+def _is_stack_of_matrices(module: nn.Module, short_name: str, param: Tensor) -> bool:
+    """Stacked experts; not a convolution, however reparametrised, nor a position embedding."""
+    is_other_layer = isinstance(
+        module, (nn.modules.conv._ConvNd, nn.utils.parametrize.ParametrizationList)
+    )
+    is_embedding = re.search(r"embed|pos", short_name) is not None
+    return param.dim() == 3 and param.shape[0] > 1 and not is_other_layer and not is_embedding
 
 
 def _embedding_and_head_weights(model: nn.Module) -> Iterator[Tensor]:

@@ -58,6 +58,16 @@ def new_state(weight: Tensor, layout: Layout) -> State:
     }
 
 
+def fits_matrix(state: State, layout: Layout) -> bool:
+    """Tell whether a saved state is from `new_state`, at any rank, for a weight of this layout."""
+    if "basis" not in state or "exp_avg" not in state:
+        return False
+    rank = state["basis"].shape[-1]
+    basis_shape = (*layout.batch_shape, layout.num_rows, rank)
+    coords_shape = (*layout.batch_shape, rank, layout.num_cols)
+    return bool(state["basis"].shape == basis_shape and state["exp_avg"].shape == coords_shape)
+
+
 def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, name: str) -> None:
     """Project the gradient, refresh the basis if that is due, and update the weight in place.
 

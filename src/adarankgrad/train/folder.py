@@ -6,13 +6,14 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.files import is_writable_target, write_atomic
+from adarankgrad.train.files import PARTIAL_PREFIX, is_writable_target, write_atomic
 from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ TOKENS_FOLDER = "tokens"
 MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
 _KIND = "adarankgrad run"
+_OUR_NAMES = {
+    RUN_NAME,
+    CONFIG_NAME,
+    SUMMARY_NAME,
+    TOKENS_FOLDER,
+    MODEL_FOLDER,
+    TENSORBOARD_FOLDER,
+    "checkpoints",
+    "metrics.jsonl",
+    "ranks.jsonl",
+    "plots",
+    "report.html",
+}
 _PACKAGES = ("adarankgrad", "torch", "transformers", "accelerate", "tokenizers", "datasets")
 
 
@@ -34,6 +48,10 @@ def is_run(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(info, dict) and info.get("kind") == _KIND
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in _OUR_NAMES or path.name.startswith(PARTIAL_PREFIX)
 
 
 def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -54,6 +72,12 @@ def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"output {run_dir} holds files but no training run: --overwrite only replaces runs. "
             "Name another folder."
         )
+    foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path)] if is_used else []
+    if foreign and overwrite:
+        raise UserError(
+            f"output {run_dir} also holds files that no run wrote ({', '.join(foreign[:3])}): move "
+            "them, or name another folder."
+        )
     if is_used and not resume and not overwrite:
         raise UserError(
             f"output {run_dir} is not empty: continue that run with --resume, replace it with "
@@ -71,19 +95,22 @@ def check_writable(run_dir: Path) -> None:
         raise UserError(f"output {run_dir} cannot be written: name a folder you may write to.")
 
 
-def check_inputs_outside(run_dir: Path, config: TrainConfig) -> None:
-    """See that overwriting a run would not remove what the new run reads.
+def check_inputs_outside(run_dir: Path, inputs: Iterable[Path]) -> None:
+    """See that a run does not read what lies in its own folder, where it could be replaced.
+
+    Args:
+        run_dir: The run folder.
+        inputs: Every file and folder that the run reads.
 
     Raises:
         UserError: An input lies in the run folder.
     """
-    for name in ("data", "validation", "model", "tokenizer"):
-        value = getattr(config, name)
-        path = Path(value or "").resolve()
-        if value is not None and run_dir.resolve() in (path, *path.parents):
+    resolved = run_dir.resolve()
+    for path in inputs:
+        if resolved in (path.resolve(), *path.resolve().parents):
             raise UserError(
-                f"{name} {value} lies in the run folder that --overwrite would remove: name "
-                "another --output."
+                f"{path} would be read, but it lies in the run folder {run_dir}: name another "
+                "--output, or move it."
             )
 
 
@@ -95,7 +122,7 @@ def create_run_folder(run_dir: Path, config: TrainConfig, info: dict[str, Any]) 
     try:
         if is_run(run_dir):
             for path in run_dir.iterdir():
-                if path.name != RUN_NAME:
+                if path.name != RUN_NAME and _is_ours(path):
                     _remove(path)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(run_dir / RUN_NAME, json.dumps({"kind": _KIND, **info}, indent=1))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SET_BY_FLAGS = ("lr", "weight_decay", "max_rank", "min_rank", "energy", "seed")
 _SET_BY_GROUPS = ("project", "stacked")
+# What torch's AdamW takes, but training here cannot honour.
+_NOT_FOR_TRAINING = ("capturable", "differentiable", "maximize")
 _RANK_SETTINGS = ("max_rank", "min_rank", "energy")
 
 
@@ -151,8 +153,8 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
     settings = {name: value for name, value in settings.items() if name in allowed}
     try:
         return spec.build(groups, **settings, **extra)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{config.optimizer}: {error}") from error
+    except Exception as error:  # torch's own checks raise several kinds
+        raise UserError(f"{config.optimizer} refuses its arguments: {error}") from error
 
 
 def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
@@ -203,7 +205,7 @@ def _allowed_arguments(spec: OptimizerSpec) -> set[str]:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.add(parameter.name)
-    return names - {"params", *_SET_BY_GROUPS}
+    return names - {"params", *_SET_BY_GROUPS, *_NOT_FOR_TRAINING}
 
 
 def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[str]) -> None:

@@ -156,8 +156,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
         tokenizer = load_tokenizer(run_dir / TOKENS_FOLDER / "tokenizer")
         plan = ModelPlan(transformers.AutoConfig.from_pretrained(checkpoint.path), None)
     else:
-        check_inputs_outside(run_dir, config)
-        _find_sources(config)
+        check_inputs_outside(run_dir, _inputs(config))
         config = resolve(config)
         tokenizer = given_tokenizer(config)
         plan = plan_model(config, tokenizer)
@@ -170,6 +169,13 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
     build_optimizer(group_parameters(meta_model, config), config)
     check_writable(run_dir)
     return _Run(config, run_dir, device, plan, tokenizer, checkpoint, display)
+
+
+def _inputs(config: TrainConfig) -> list[Path]:
+    """Every file and folder that a fresh run reads."""
+    sources = [source for source in _find_sources(config) if isinstance(source, Files)]
+    folders = [Path(name).expanduser() for name in (config.model, config.tokenizer) if name]
+    return [path for source in sources for path in source.paths] + folders
 
 
 def _find_sources(config: TrainConfig) -> tuple[Any, Any]:
