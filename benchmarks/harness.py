@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
     """Commit, versions and machine that a result belongs to."""
     return {
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "has_uncommitted_changes": bool(_git("status", "--porcelain", "src")),
+        "has_uncommitted_changes": bool(_git("status", "--porcelain", "src", "benchmarks/*.py")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": _device_name(),
