@@ -4,13 +4,13 @@
     python benchmarks/refresh.py --gap 50 --repeats 15
 
 Two kinds of matrices. *Gradients*: of the attention weights of a LLaMA (hidden 1024, two layers)
-that reads Python's standard library as bytes, at a first step and ``--gap`` optimizer steps later;
-128 directions hold nearly all of their energy. *Slow*: singular values falling as 1/i, then the same
+that reads Python's standard library as bytes, at a first step and ``--gap`` steps later; 128
+directions hold nearly all of their energy. *Slow*: singular values falling as 1/i, then the same
 with noise of a tenth of its norm. Cold finds a basis of the later matrix from nothing; warm starts
-from the later matrix's projection on the earlier one's basis, which a step has computed by then. A
+from the later matrix's projection on the earlier basis, which a step has computed by then. A
 refresh returns basis, energies and the projection on the new basis, so warm is what a step with a
-refresh costs more than one without. The SVD is reduced, of the same matrix, in the same run; energies
-are shares of what its first 128 directions capture.
+refresh costs more than one without. The SVD is reduced, of the same matrix, in the same run;
+energies are shares of what its first 128 directions capture.
 """
 
 from __future__ import annotations

@@ -38,13 +38,13 @@ def demo(
 ) -> None:
     """Train a small LLaMA on Python's standard library, with AdamW and with AdaRankGrad.
 
-    Same text, seed and initial weights. Prints a comparison and says where the plots are. Takes
-    up to five minutes on two cores and needs no network.
+    Same text, seed and initial weights. Prints a comparison and says where the plots are. Needs
+    no network.
     """
     from rich.console import Console
 
     from adarankgrad.train.comparison import comparison_table
-    from adarankgrad.train.demo import DEFAULT_STEPS, Demo
+    from adarankgrad.train.demo import DEFAULT_STEPS, DEMO_RUNS, Demo
     from adarankgrad.train.units import format_seconds
 
     # With --json, standard output belongs to the JSON object alone.
@@ -58,6 +58,11 @@ def demo(
     result = plan.run(say, child_stdout=sys.stderr if as_json else None)
     result["elapsed_s"] = time.perf_counter() - started
     console.print(comparison_table(plan.run_dirs()))
+    rates = ", ".join(f"{run.label} {run.lr:g}" for run in DEMO_RUNS)
+    say(
+        f"One learning rate for all weights of a run ({rates}), not tuned for this text, one seed: a "
+        "demonstration, not a ranking. benchmarks/pretrain_small.py compares at tuned rates."
+    )
     say(f"Done in {format_seconds(result['elapsed_s'])}. Open in a browser:")
     say(f"  {result['comparison']}  (both runs)")
     for label, folder in plan.run_dirs().items():

@@ -23,7 +23,7 @@ MAX_HELD_BACK_CHARACTERS = 4_000_000
 PIECE_CHARACTERS = 1 << 18
 _JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 _KNOWN_SUFFIXES = _JSON_SUFFIXES | {".parquet", ".txt", ".md", ".py", ".csv", ".gz", ".zip"}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Piece(NamedTuple):
