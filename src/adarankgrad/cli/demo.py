@@ -60,8 +60,8 @@ def demo(
     console.print(comparison_table(plan.run_dirs()))
     rates = ", ".join(f"{run.label} {run.lr:g}" for run in DEMO_RUNS)
     say(
-        f"One learning rate for all weights of a run ({rates}), not tuned for this text, one seed: a "
-        "demonstration, not a ranking. benchmarks/pretrain_small.py compares at tuned rates."
+        f"One learning rate for all weights of a run ({rates}), not tuned for this text, and one "
+        "seed: a demonstration, not a ranking. benchmarks/pretrain_small.py compares at tuned rates."
     )
     say(f"Done in {format_seconds(result['elapsed_s'])}. Open in a browser:")
     say(f"  {result['comparison']}  (both runs)")
