@@ -61,7 +61,7 @@ def demo(
     rates = ", ".join(f"{run.label} {run.lr:g}" for run in DEMO_RUNS)
     say(
         f"One learning rate for all weights of a run ({rates}), not tuned for this text, and one "
-        "seed: a demonstration, not a ranking. benchmarks/pretrain_small.py compares at tuned rates."
+        "seed: a demonstration, not a ranking. Tuned rates: benchmarks/pretrain_small.py."
     )
     say(f"Done in {format_seconds(result['elapsed_s'])}. Open in a browser:")
     say(f"  {result['comparison']}  (both runs)")
