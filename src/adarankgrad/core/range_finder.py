@@ -19,10 +19,11 @@ from torch import Tensor
 
 from .projection import project
 
-# Bounds on the squared condition number: one pass of Cholesky QR is off by that many roundings, and
-# a second pass repairs a first one that is within a tenth.
+# Limits on 1/σ²_min of unit columns: one pass of Cholesky QR is off by about that many roundings,
+# and a second pass repairs a first one that is within a tenth.
 _ONE_PASS_LIMIT = 12.0
 _TWO_PASS_LIMIT = 2e4
+# ‖G‖² below this, or above its inverse, is near the end of float32's range once squared again.
 _SMALLEST_TOTAL = 1e-24
 
 
@@ -181,7 +182,7 @@ def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
 
 
 def _cholesky_pass(columns: Tensor) -> tuple[Tensor, float]:
-    """One pass of Cholesky QR, and a bound on the squared condition number; NaN if it broke down.
+    """One pass of Cholesky QR, and a bound on 1/σ²_min of the unit columns; NaN if it broke down.
 
     The k columns R are scaled to unit length first, so that only their angles count. Their squared
     singular values add up to k, so those of the inverse but the largest add up to k − 2 at least,

@@ -99,7 +99,7 @@ def build_report(optimizer: SubspaceOptimizer) -> OptimizerReport:
         state = optimizer.state[param]
         all_weights += param.numel()
         if "basis" not in state:
-            plain_bytes += _tensor_bytes(state)
+            plain_bytes += tensor_bytes(state)
             continue
         projected_weights += param.numel()
         adamw_bytes += adam_state_bytes(param.numel(), param.element_size())
@@ -183,12 +183,12 @@ def _layer_report(
         refresh_reason=RefreshReason(state["refresh_reason"]).name.lower(),
         num_refreshes=state["num_refreshes"],
         num_skipped_refreshes=state["num_skipped_refreshes"],
-        state_bytes=_tensor_bytes(state),
+        state_bytes=tensor_bytes(state),
     )
 
 
-def _tensor_bytes(state: dict[str, Any]) -> int:
-    """Bytes of the moments and basis; step counters do not count."""
+def tensor_bytes(state: dict[str, Any]) -> int:
+    """Bytes of the tensors in one parameter's state (moments, basis), without step counters."""
     return sum(
         value.numel() * value.element_size()
         for key, value in state.items()

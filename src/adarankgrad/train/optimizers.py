@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarankgrad.optim import AdaRankGrad, describe, param_groups
+from adarankgrad.optim import AdaRankGrad, param_groups
 from adarankgrad.optim.matrix_step import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
+from adarankgrad.optim.report import tensor_bytes
 from adarankgrad.train.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -178,9 +179,9 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
             list(layers),
         )
     return StateSizes(
-        state_bytes=sum(_tensor_bytes(state) for state in optimizer.state.values()),
+        state_bytes=sum(tensor_bytes(state) for state in optimizer.state.values()),
         projected_state_bytes=sum(
-            _tensor_bytes(optimizer.state[weight])
+            tensor_bytes(optimizer.state[weight])
             for weight in projected
             if weight in optimizer.state
         ),
@@ -188,11 +189,6 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
         mean_rank=None,
         layers=[],
     )
-
-
-def describe_groups(groups: list[dict[str, Any]]) -> str:
-    """Return the table of what is projected at which rank ceiling."""
-    return describe(groups)
 
 
 def _given(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
@@ -246,12 +242,3 @@ def _check_ranks_fit(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
 
 def _columns(rank: int | float, short_side: int) -> float:
     return rank if isinstance(rank, int) else rank * short_side
-
-
-def _tensor_bytes(state: dict[str, Any]) -> int:
-    """Bytes of moments; step counters do not count, as in `OptimizerReport`."""
-    return sum(
-        value.numel() * value.element_size()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key != "step"
-    )

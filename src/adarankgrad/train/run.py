@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from adarankgrad.optim import describe
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.data import Files, count_characters, find_source, hold_back
@@ -37,7 +38,6 @@ from adarankgrad.train.folder import (
 from adarankgrad.train.measure import reset_peak_memory
 from adarankgrad.train.optimizers import (
     build_optimizer,
-    describe_groups,
     group_parameters,
     projected_parameters,
 )
@@ -238,7 +238,7 @@ def _create_folder(
         "model_parameters": sum(weight.numel() for weight in model.parameters()),
         "training_tokens": len(streams.train),
         "validation_tokens": len(streams.validation),
-        "describe": describe_groups(group_parameters(model, run.config)),
+        "describe": describe(group_parameters(model, run.config)),
     }
     create_run_folder(run.run_dir, run.config, info)
     save_tokens(run.run_dir / TOKENS_FOLDER, streams, tokenizer)
