@@ -10,12 +10,14 @@ weights differ; their rate is chosen from the same grid for each optimizer, on t
 used on the others. Warmup over a tenth of the steps, cosine decay to a tenth, clipping at norm 1.
 
 Bytes are of the projected weights' state, averaged over the run and at its highest, as shares of
-AdamW's. Finished runs are kept in ``--cells`` and not repeated.
+AdamW's. Finished runs are kept in ``--cells`` with a digest of the optimizer's code and of the
+tokens, and repeated when either changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -28,27 +30,33 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import adarankgrad
 from adarankgrad import AdaRankGrad, param_groups
 from adarankgrad.train.data import find_source
 from adarankgrad.train.tokenizer import train_tokenizer
 from adarankgrad.train.tokens import encode
-from harness import finish, median, print_table, spread
+from harness import environment, finish, median, print_table, spread
 
 SEQ_LEN, VOCAB_SIZE, EVALUATION_BLOCKS = 128, 4096, 512
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def adamw(groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
     """Torch's AdamW on every parameter, with the learning rate of its group."""
     return torch.optim.AdamW(
         [{"params": [p for _, p in group["params"]], "lr": group["lr"]} for group in groups],
-        weight_decay=0.0,
+        **{"weight_decay": 0.0, **options},
     )
+
+
+def published(groups: list[dict[str, Any]], **options: Any) -> AdaRankGrad:
+    """AdaRankGrad as published, at the ceiling that is our default here."""
+    return AdaRankGrad.published(groups, **{"max_rank": 32, **options})
 
 
 OPTIMIZERS = {
     "adamw": adamw,
     "adarankgrad": AdaRankGrad,
-    "adarankgrad, as published": lambda groups: AdaRankGrad.published(groups, max_rank=32),
+    "adarankgrad, as published": published,
 }
 
 
@@ -118,7 +126,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
     for group in groups:
         group["lr"] = cell["lr"] if group["project"] else cell["plain_lr"]
     projected = [p for group in groups if group["project"] for _, p in group["params"]]
-    optimizer = OPTIMIZERS[cell["optimizer"]](groups)
+    optimizer = OPTIMIZERS[cell["optimizer"]](groups, **cell["options"])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, cell["steps"])
     )
@@ -138,7 +146,8 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
             ranks.append(report.mean_rank)
             shares.append(report.projected_state_bytes / report.adamw_projected_state_bytes)
     return {
-        **{key: cell[key] for key in ("optimizer", "lr", "seed")},
+        **{key: value for key, value in cell.items() if key not in _NOT_STORED},
+        "commit": environment()["commit"],
         "val_loss": validation_loss(model, blocks["validation"][:EVALUATION_BLOCKS]),
         "adamw_projected_state_bytes": sum(8 * p.numel() for p in projected),
         "mean_state_share": sum(shares) / len(shares) if shares else 1.0,
@@ -158,6 +167,7 @@ def validation_loss(model: LlamaForCausalLM, blocks: torch.Tensor) -> float:
 
 def run_cells(cells: list[dict[str, Any]], store: Path, workers: int) -> list[dict[str, Any]]:
     """Run the cells that the store does not hold yet; return the results of all."""
+    cells = [{**cell, "code": _code_digest(cell["optimizer"])} for cell in cells]
     known = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
     done = {_key(result): result for result in known}
     missing = [cell for cell in cells if _key(cell) not in done]
@@ -166,7 +176,7 @@ def run_cells(cells: list[dict[str, Any]], store: Path, workers: int) -> list[di
             done[_key(result)] = result
             with store.open("a") as lines:
                 lines.write(json.dumps(result) + "\n")
-            print(f"{_key(result)}: {result['val_loss']:.4f}", flush=True)
+            print(f"{_label(result)}: {result['val_loss']:.4f}", flush=True)
     return [done[_key(cell)] for cell in cells]
 
 
@@ -187,21 +197,13 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Choose rates on the first seed, run the others, print a table, write the result."""
     arguments = parse_arguments()
-    arguments.cells.mkdir(parents=True, exist_ok=True)
-    tokens = arguments.cells / "tokens.pt"
-    if not tokens.exists():
-        prepare_tokens(arguments.data, arguments.validation, tokens)
-    common = {
-        "tokens": str(tokens),
-        "num_threads": max(1, torch.get_num_threads() // arguments.workers),
-        **{key: getattr(arguments, key) for key in ("steps", "batch_size", "plain_lr")},
-    }
+    common = common_settings(arguments)
     first, *others = arguments.seeds
-    store = arguments.cells / f"{arguments.steps}_{arguments.batch_size}_{arguments.plain_lr}.jsonl"
+    store = arguments.cells / "cells.jsonl"
 
     grid = run_cells(
         [
-            {**common, "optimizer": name, "lr": lr, "seed": first}
+            {**common, "optimizer": name, "options": {}, "lr": lr, "seed": first}
             for name in arguments.optimizers
             for lr in arguments.lrs
         ],
@@ -214,7 +216,7 @@ def main() -> None:
     }
     repeats = run_cells(
         [
-            {**common, "optimizer": name, "lr": lr, "seed": seed}
+            {**common, "optimizer": name, "options": {}, "lr": lr, "seed": seed}
             for name, lr in chosen.items()
             for seed in others
         ],
@@ -232,6 +234,9 @@ def main() -> None:
         {
             **{key: getattr(arguments, key) for key in ("steps", "batch_size", "lrs", "plain_lr")},
             "seq_len": SEQ_LEN,
+            "data": arguments.data,
+            "validation": arguments.validation,
+            "commits_of_runs": sorted({result["commit"] for result in results}),
             "grid": [{key: r[key] for key in ("optimizer", "lr", "val_loss")} for r in grid],
             "optimizers": summary,
         },
@@ -253,26 +258,67 @@ def print_summary(summary: dict[str, Any]) -> None:
     print_table(header, rows)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def common_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the tokens if they are not there, and return what all runs share."""
+    arguments.cells.mkdir(parents=True, exist_ok=True)
+    tokens = arguments.cells / "tokens.pt"
+    if not tokens.exists():
+        prepare_tokens(arguments.data, arguments.validation, tokens)
+    return {
+        "tokens": str(tokens),
+        "tokens_digest": hashlib.sha256(tokens.read_bytes()).hexdigest()[:16],
+        "num_threads": max(1, torch.get_num_threads() // arguments.workers),
+        **{key: getattr(arguments, key) for key in ("steps", "batch_size", "plain_lr")},
+    }
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """The options that benchmarks on this model share."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", default="../shared/data/novels/*.txt")
     parser.add_argument("--validation", default="../shared/data/novels/validation/*.txt")
-    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
-    parser.add_argument(
-        "--lrs", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
-    )
     parser.add_argument("--plain-lr", type=float, default=4e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cells", type=Path, default=Path("runs/pretrain_small"))
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = base_parser(__doc__.splitlines()[0])
+    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
+    parser.add_argument(
+        "--lrs", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+    )
     return parser.parse_args()
 
 
+# What does not change a result, or is not worth keeping.
+_NOT_STORED = ("tokens", "num_threads")
+_IDENTITY = (
+    *("optimizer", "options", "lr", "plain_lr", "steps", "batch_size", "seed"),
+    *("tokens_digest", "code"),
+)
+
+
 def _key(cell: dict[str, Any]) -> str:
-    return f"{cell['optimizer']} lr={cell['lr']} seed={cell['seed']}"
+    return json.dumps([cell[name] for name in _IDENTITY])
+
+
+def _label(cell: dict[str, Any]) -> str:
+    return f"{cell['optimizer']} {cell['options'] or ''} lr={cell['lr']} seed={cell['seed']}"
+
+
+def _code_digest(optimizer: str) -> str:
+    """Identify the code that decides a run: ours, or torch's."""
+    if optimizer == "adamw":
+        return torch.__version__
+    package = Path(adarankgrad.__file__).parent
+    sources = sorted([*package.glob("core/*.py"), *package.glob("optim/*.py")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 if __name__ == "__main__":

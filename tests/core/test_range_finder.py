@@ -22,7 +22,7 @@ def orthonormality_error(basis):
 
 
 def orthonormality_tolerance(dtype):
-    """What `orthonormalize` promises, some tens of units of rounding, taken as one hundred."""
+    """What `orthonormalize` promises: a hundred units of rounding."""
     return 100 * torch.finfo(dtype).eps
 
 

@@ -101,7 +101,7 @@ def _carry_variances(
     unbiased_sq = moments.exp_avg_sq / moments.seen.clamp_min(torch.finfo(exp_avg.dtype).tiny)
     variances = unbiased_sq.sub_((moments.exp_avg / first_correction).square_())
     means = exp_avg / first_correction
-    return (energy_rotation @ variances).add_(means.square_()).abs_()
+    return (variances.mT @ energy_rotation.mT).mT.add_(means.square_()).abs_()
 
 
 def _keep_rows(part: Tensor, num_kept: int, num_rows: int) -> Tensor:

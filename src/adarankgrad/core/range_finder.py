@@ -19,10 +19,8 @@ from torch import Tensor
 
 from .projection import project
 
-# Limits on 1/σ²_min of unit columns: one pass of Cholesky QR is off by about that many roundings,
-# and a second pass repairs a first one that is within a tenth.
-_ONE_PASS_LIMIT = 12.0
-_TWO_PASS_LIMIT = 2e4
+# Columns that are orthonormal to within this come out orthonormal from one more pass.
+_REPAIRABLE = 1e-2
 # ‖G‖² below this, or above its inverse, is near the end of float32's range once squared again.
 _SMALLEST_TOTAL = 1e-24
 
@@ -55,10 +53,10 @@ def find_range(
 ) -> Subspace:
     """Find the leading directions of a matrix by a randomized range finder.
 
-    Cold, the sketch is ``matrix @ Gaussian``. Warm, it is ``matrix @ start.mT``, where ``start``
-    is the matrix's projection on an older basis, which a step has at hand: one power iteration
-    for half its price, from where the last search ended, since the strong directions of a
-    gradient move slowly. Directions that ``start`` does not fill are random.
+    Cold, the sketch is ``matrix @ Gaussian``. Warm, it is ``matrix @ start.mT``, where the rows of
+    ``start`` are an estimate of the matrix's strongest row space: a power iteration for half its
+    price, from where the last search ended, since the strong directions of a gradient move slowly.
+    Directions that ``start`` does not fill are random.
 
     Args:
         matrix: (*batch, m, n), float32 or float64, finite. Any shape, rank-deficient and zero
@@ -68,7 +66,8 @@ def find_range(
         power_iterations: rounds of ``matrix @ (matrix.mT @ sketch)``, re-orthonormalised between
             the two products; a warm start counts as one of them. More rounds sharpen a slowly
             decaying spectrum.
-        start: (*batch, j, n), ``old_basis.mT @ matrix``, or None for a cold start.
+        start: (*batch, j, n), such as the first moment in an older basis, or an older matrix's
+            ``coords``; None for a cold start.
         generator: source of the random columns, on the matrix's device; None uses torch's own.
 
     Returns:
@@ -104,8 +103,7 @@ def find_range(
     for _ in range(power_iterations - (start is not None)):
         rough_basis = orthonormalize(sketch, only_roughly=True)
         sketch = matrix @ orthonormalize(matrix.mT @ rough_basis, only_roughly=True)
-    range_basis = orthonormalize(sketch)
-    return _sorted_by_energy(matrix, range_basis, num_kept, total)
+    return _principal_directions(matrix, sketch, num_kept, total)
 
 
 def find_range_exactly(
@@ -156,47 +154,53 @@ def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
 
     Cholesky QR: a Gram matrix and a product with a small triangular inverse run at the speed of
     matrix products, where Householder QR walks column by column. Its error grows with the squared
-    condition number of the columns, which the triangular inverse bounds: a second pass repairs a
-    moderate one, and Householder QR takes over from there, completing a rank-deficient set with
-    arbitrary orthonormal columns.
+    condition number, so a float64 Gram matrix takes over where float32 is not enough, and a second
+    pass repairs what is left. Householder QR does the rest: sets that are deficient to rounding,
+    which it completes with arbitrary orthonormal columns.
 
     Args:
         columns: (*batch, m, k) with k <= m, float32 or float64, finite.
-        only_roughly: leave out the repair; between power iterations only the span matters.
+        only_roughly: to 1e-2 is enough; between power iterations only the span matters.
 
     Returns:
-        (*batch, m, k), orthonormal to some tens of units of rounding, or roughly to 1e-2.
+        (*batch, m, k), orthonormal to a hundred units of rounding, or roughly.
 
-    Memory: one or two more sets of columns. One device synchronisation a pass on an accelerator.
+    Memory: two or three more sets of columns. A device synchronisation a pass on an accelerator.
     """
-    limit = _TWO_PASS_LIMIT if only_roughly else _ONE_PASS_LIMIT
-    result = columns
-    for _ in range(2):
-        result, condition = _cholesky_pass(result)
-        if condition < limit:
-            return result
-        if not condition < _TWO_PASS_LIMIT:
-            break
+    limit = _REPAIRABLE if only_roughly else 100 * torch.finfo(columns.dtype).eps
+    whitening, error = _whitening(columns, columns.dtype)
+    if not error < limit:
+        whitening, error = _whitening(columns, torch.float64)
+    if error < limit:
+        return columns @ whitening
+    if error < _REPAIRABLE:
+        return orthonormalize(columns @ whitening)
     householder: Tensor = torch.linalg.qr(columns).Q
     return householder
 
 
-def _cholesky_pass(columns: Tensor) -> tuple[Tensor, float]:
-    """One pass of Cholesky QR, and a bound on 1/σ²_min of the unit columns; NaN if it broke down.
+def _whitening(columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """The (*batch, k, k) matrix that orthonormalises the columns, and an estimate of its error.
 
-    The k columns R are scaled to unit length first, so that only their angles count. Their squared
-    singular values add up to k, so those of the inverse but the largest add up to k − 2 at least,
-    and the largest is at most ‖R⁻¹‖²_F − (k − 2).
+    The columns are scaled to unit length first, so that only their angles count. With λ the largest
+    eigenvalue of their inverse Gram matrix A, the Gram matrix's rounding is enlarged λ times and
+    that of the final product √λ times. λ is bounded by (tr A⁴)^¼, at most k^¼ times too large. The
+    error is NaN or infinite if the factorisation broke down.
     """
-    gram = columns.mT @ columns
+    exact = columns.to(dtype)
+    gram = exact.mT @ exact
     inverse_norms = gram.diagonal(dim1=-2, dim2=-1).rsqrt()
     scaled = gram * inverse_norms.unsqueeze(-1) * inverse_norms.unsqueeze(-2)
     factor, info = torch.linalg.cholesky_ex(scaled)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(gram.shape[-1], dtype=dtype, device=gram.device)
     inverse = torch.linalg.solve_triangular(factor.mT, identity.expand_as(gram), upper=True)
-    condition = inverse.square().sum((-2, -1)) - (gram.shape[-1] - 2)
-    condition = torch.where(info == 0, condition, torch.nan)
-    return columns @ (inverse_norms.unsqueeze(-1) * inverse), condition.amax().item()
+    inverse_gram = inverse @ inverse.mT
+    squared_bound = torch.linalg.vector_norm(inverse_gram @ inverse_gram, dim=(-2, -1))
+    squared_bound = torch.where(info == 0, squared_bound, torch.nan)
+    bound = math.sqrt(squared_bound.amax().item())
+    rounding, final_rounding = torch.finfo(dtype).eps, torch.finfo(columns.dtype).eps
+    error = bound * rounding + math.sqrt(bound) * final_rounding
+    return (inverse_norms.unsqueeze(-1) * inverse).to(columns.dtype), error
 
 
 def _start_columns(
@@ -214,15 +218,17 @@ def _start_columns(
     )
     if start is None:
         return random
-    # Unit columns keep the squares of a tiny or huge gradient within float32.
+    # Unit columns keep the squares of a tiny or huge gradient within float32. Without their share
+    # of the strong directions, the random columns' images stand apart from the warm ones'.
     warm = torch.nn.functional.normalize(start[..., :num_warm, :], dim=-1).mT
-    return torch.cat([warm, random], dim=-1)
+    if num_warm == num_columns:
+        return warm
+    return torch.cat([warm, random - warm @ (warm.mT @ random)], dim=-1)
 
 
-def _sorted_by_energy(
-    matrix: Tensor, range_basis: Tensor, num_kept: int, total: Tensor
-) -> Subspace:
-    """Rotate a basis of the range to its principal directions and keep the strongest."""
+def _principal_directions(matrix: Tensor, sketch: Tensor, num_kept: int, total: Tensor) -> Subspace:
+    """Rayleigh-Ritz: the strongest directions within the span of the sketch."""
+    range_basis = orthonormalize(sketch)
     range_coords = project(matrix, range_basis)
     energies, rotation = torch.linalg.eigh(range_coords @ range_coords.mT)
     strongest_first = rotation.flip(-1)[..., :num_kept]

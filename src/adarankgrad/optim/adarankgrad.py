@@ -54,7 +54,7 @@ class AdaRankGrad(SubspaceOptimizer):
         basis: ``randomized`` range finder or ``exact`` singular value decomposition.
         oversampling: extra columns of a sketch, an int, or a float as a multiple of the ceiling.
         power_iterations: rounds that sharpen a sketch; a warm start counts as one.
-        warm_start: start the search from the present basis.
+        warm_start: start the search from the first moment in the present basis.
         refresh_max_gap: steps after which a basis is replaced at the latest.
         refresh_min_gap: the three criteria below are consulted at multiples of this many steps.
         refresh_norm: replace the basis when the projected gradient's norm is at or below this

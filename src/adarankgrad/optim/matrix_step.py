@@ -18,7 +18,7 @@ from ..core.carry import Moments, carry_moments
 from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
-from ..core.refresh import RefreshReason, measured_reason, scheduled_reason
+from ..core.refresh import RefreshReason, RefreshRule, measured_reason, scheduled_reason
 from .options import rank_bounds, refresh_rule
 
 State = dict[str, Any]
@@ -81,10 +81,18 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
     layout = layout_for(weight, options)
     grad_matrix = layout.view(grad)
 
-    coords = project(grad_matrix, state["basis"])
-    reason = _refresh_reason(grad_matrix, coords, state, options)
+    coords = None
+    rule = refresh_rule(options)
+    age = state["steps_since_refresh"]
+    reason = scheduled_reason(rule, age, has_basis=state["basis"].shape[-1] > 0)
+    # Reading a norm waits for the device, so the gradient is consulted at multiples of min_gap.
+    if reason is RefreshReason.NONE and rule.reads_gradient and age > 0 and age % rule.min_gap == 0:
+        coords = project(grad_matrix, state["basis"])
+        reason = _measured_reason(rule, grad_matrix, coords, state)
     if reason is not RefreshReason.NONE:
-        coords = _refresh(grad_matrix, coords, state, options, layout, name, reason)
+        coords = _refresh(grad_matrix, state, options, layout, name, reason)
+    if coords is None:
+        coords = project(grad_matrix, state["basis"])
     state["steps_since_refresh"] += 1
 
     if coords.shape[-2] == 0:
@@ -103,16 +111,9 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
     _update_weight(weight, layout, state["basis"], direction, options)
 
 
-def _refresh_reason(
-    grad_matrix: Tensor, coords: Tensor, state: State, options: Options
+def _measured_reason(
+    rule: RefreshRule, grad_matrix: Tensor, coords: Tensor, state: State
 ) -> RefreshReason:
-    rule = refresh_rule(options)
-    age = state["steps_since_refresh"]
-    reason = scheduled_reason(rule, age, has_basis=coords.shape[-2] > 0)
-    # Reading a norm waits for the device, so the gradient is consulted at multiples of min_gap.
-    is_consulted = rule.reads_gradient and age > 0 and age % rule.min_gap == 0
-    if reason is not RefreshReason.NONE or not is_consulted:
-        return reason
     coords_energy = _squared_norm(coords)
     total_energy = math.nan if rule.energy is None else _squared_norm(grad_matrix)
     return measured_reason(rule, coords_energy, total_energy, state["coords_energy_at_refresh"])
@@ -120,26 +121,24 @@ def _refresh_reason(
 
 def _refresh(
     grad_matrix: Tensor,
-    coords: Tensor,
     state: State,
     options: Options,
     layout: Layout,
     name: str,
     reason: RefreshReason,
-) -> Tensor:
+) -> Tensor | None:
     """Find a new basis, carry the moments to it, and return the gradient's coordinates in it.
 
     A gradient that is zero or not finite is never factorised: the old basis stays, the skip is
-    counted, and the refresh is tried again at the next step.
+    counted, the refresh is tried again at the next step, and None is returned.
     """
     grad_matrix = grad_matrix.to(state["basis"].dtype)
-    largest_entry = float(torch.linalg.vector_norm(grad_matrix, math.inf))
-    if not 0.0 < largest_entry < math.inf:
+    if not _can_be_factorised(grad_matrix):
         state["num_skipped_refreshes"] += 1
-        return coords
+        return None
 
-    subspace = _find_subspace(grad_matrix, coords, state, options, layout, name)
-    old_rank = coords.shape[-2]
+    subspace = _find_subspace(grad_matrix, state, options, layout, name)
+    old_rank = state["basis"].shape[-1]
     min_rank, max_rank = rank_bounds(options, layout)
     rank = choose_rank(
         subspace.energies,
@@ -150,7 +149,7 @@ def _refresh(
         previous_rank=old_rank or None,
         monotone=options["monotone"],
         rank_multiple=options["rank_multiple"],
-        rounding=torch.finfo(coords.dtype).eps,
+        rounding=torch.finfo(subspace.coords.dtype).eps,
     )
     # Copies, so that the memory of the directions that are not kept is released.
     basis = subspace.basis[..., :rank].contiguous()
@@ -169,13 +168,13 @@ def _refresh(
 
 def _find_subspace(
     grad_matrix: Tensor,
-    coords: Tensor,
     state: State,
     options: Options,
     layout: Layout,
     name: str,
 ) -> Subspace:
-    is_warm = options["warm_start"] and coords.shape[-2] > 0
+    """Search, from the first moment if it may: an average of the gradient's rows, at hand."""
+    is_warm = options["warm_start"] and _can_be_factorised(state["exp_avg"])
     _, max_rank = rank_bounds(options, layout)
     oversampling = options["oversampling"]
     if isinstance(oversampling, float):
@@ -185,7 +184,7 @@ def _find_subspace(
         max_rank,
         oversampling=oversampling,
         power_iterations=options["power_iterations"],
-        start=coords if is_warm else None,
+        start=state["exp_avg"] if is_warm else None,
         generator=_generator(grad_matrix.device, options["seed"], name, state["num_refreshes"]),
     )
 
@@ -221,6 +220,16 @@ def _generator(device: torch.device, seed: int, name: str, count: int) -> torch.
     """A generator of its own for every refresh of every weight; the global one is never touched."""
     digest = hashlib.blake2b(f"{seed}/{name}/{count}".encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+def _can_be_factorised(matrix: Tensor) -> bool:
+    """Tell whether a matrix is finite and not zero or empty."""
+    if matrix.numel() == 0:
+        return False
+    size = float(torch.linalg.vector_norm(matrix))
+    if not 0.0 < size < math.inf:  # squares may leave the range that the entries are in
+        size = float(torch.linalg.vector_norm(matrix, math.inf))
+    return 0.0 < size < math.inf
 
 
 def _squared_norm(tensor: Tensor) -> float:
