@@ -121,6 +121,26 @@ def test_adamw_decays_matrices_but_not_norms():
             assert decays[id(weight)] == 0.1, name
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_plain_rate_goes_to_what_is_not_projected(name):
+    config = resolve(config_for(optimizer=name, lr=1e-3, plain_lr=5e-3))
+    model = build_model(plan_model(config, None), 0)
+    groups = group_parameters(model, config)
+    projected = {id(weight) for weight in projected_parameters(groups)}
+    optimizer = build_optimizer(groups, config)
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            assert group["lr"] == (1e-3 if id(weight) in projected else 5e-3)
+    # Logs and the progress bar show the first group's rate.
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_a_rate_that_is_given_alone_applies_to_all_weights():
+    for name, spec in OPTIMIZERS.items():
+        assert resolve(config_for(optimizer=name, lr=1e-3)).plain_lr == 1e-3
+        assert resolve(config_for(optimizer=name)).plain_lr == spec.default_plain_lr
+
+
 def test_every_registered_optimizer_trains_and_is_measured():
     for name in OPTIMIZERS:
         config = resolve(config_for(optimizer=name, max_rank=8))

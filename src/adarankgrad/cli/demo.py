@@ -44,7 +44,7 @@ def demo(
     from rich.console import Console
 
     from adarankgrad.train.comparison import comparison_table
-    from adarankgrad.train.demo import DEFAULT_STEPS, DEMO_RUNS, Demo
+    from adarankgrad.train.demo import DEFAULT_STEPS, DEMO_RUNS, PLAIN_LR, Demo
     from adarankgrad.train.units import format_seconds
 
     # With --json, standard output belongs to the JSON object alone.
@@ -60,8 +60,8 @@ def demo(
     console.print(comparison_table(plan.run_dirs()))
     rates = ", ".join(f"{run.label} {run.lr:g}" for run in DEMO_RUNS)
     say(
-        f"One learning rate for all weights of a run ({rates}), not tuned for this text, and one "
-        "seed: a demonstration, not a ranking. Tuned rates: benchmarks/pretrain_small.py."
+        f"Each at the best learning rate of a grid ({rates}; {PLAIN_LR:g} for embeddings, head and "
+        "norms), but one seed: a demonstration. Several seeds: benchmarks/pretrain_small.py."
     )
     say(f"Done in {format_seconds(result['elapsed_s'])}. Open in a browser:")
     say(f"  {result['comparison']}  (both runs)")

@@ -73,6 +73,12 @@ class TrainConfig:
         "More arguments of the optimizer as name=value,... (Python literals).", {}, kind="dict"
     )
     lr: float | None = _setting("Peak learning rate. Default: per optimizer.", None, kind="float")
+    plain_lr: float | None = _setting(
+        "Peak learning rate of weights that low-rank methods do not project: embeddings, head, "
+        "norms. Default: --lr where that is given, else per optimizer.",
+        None,
+        kind="float",
+    )
     weight_decay: float = _setting("Decoupled weight decay.", 0.0, kind="float")
     max_rank: int | float | None = _setting(
         "Rank ceiling: columns (64) or share of the short side (0.25).", None, kind="rank"
@@ -232,6 +238,7 @@ def _check_ranges(config: TrainConfig) -> None:
             raise UserError(f"{name} is empty: {FIELDS[name].metadata['help']}")
     for name in (
         "lr",
+        "plain_lr",
         "steps",
         "batch_size",
         "gradient_accumulation",

@@ -35,6 +35,7 @@ class OptimizerSpec:
         build: From groups of `param_groups` and keyword arguments to the optimizer.
         signatures: The callables whose parameters ``--optimizer-args`` may set.
         default_lr: Peak learning rate when none is given.
+        default_plain_lr: The same for weights that are not projected.
         is_low_rank: Takes rank settings; for others they only say which weights to report as
             projected.
     """
@@ -42,6 +43,7 @@ class OptimizerSpec:
     build: Callable[..., Optimizer]
     signatures: tuple[Callable[..., Any], ...]
     default_lr: float
+    default_plain_lr: float
     is_low_rank: bool
 
 
@@ -64,13 +66,18 @@ class StateSizes:
     layers: list[dict[str, Any]]
 
 
-def _adamw(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+def _adamw(groups: list[dict[str, Any]], *, lr: float, **options: Any) -> Optimizer:
     decay = options.pop("weight_decay", 0.0)
     return torch.optim.AdamW(
         [
-            {"params": group["params"], "weight_decay": group.get("weight_decay", decay)}
+            {
+                "params": group["params"],
+                "weight_decay": group.get("weight_decay", decay),
+                "lr": group.get("lr", lr),
+            }
             for group in groups
         ],
+        lr=lr,
         **options,
     )
 
@@ -79,12 +86,13 @@ def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     return AdaRankGrad.published(groups, **{"max_rank": DEFAULT_MAX_RANK, **options})
 
 
+# The rates are the best of benchmarks/pretrain_small.py, for a model of that size.
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 5e-3, True),
+    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 2e-3, 4e-3, True),
     "adarankgrad-published": OptimizerSpec(
-        _published, (AdaRankGrad.published, AdaRankGrad), 5e-3, True
+        _published, (AdaRankGrad.published, AdaRankGrad), 2e-3, 4e-3, True
     ),
-    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 2e-3, False),
+    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 5e-4, 4e-3, False),
 }
 
 
@@ -111,6 +119,10 @@ def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     except ValueError as error:
         raise UserError(f"{error}") from error
     _check_ranks_fit(config, groups)
+    if config.plain_lr is not None:
+        for group in groups:
+            if not group["project"]:
+                group["lr"] = config.plain_lr
     return groups
 
 

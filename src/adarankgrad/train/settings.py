@@ -25,11 +25,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     from adarankgrad.train.optimizers import find_optimizer
 
-    default_lr = find_optimizer(config.optimizer).default_lr
+    spec = find_optimizer(config.optimizer)
+    default_plain_lr = spec.default_plain_lr if config.lr is None else config.lr
     default_warmup = min(config.steps // 10, 1000)
     return replace(
         config,
-        lr=default_lr if config.lr is None else config.lr,
+        lr=spec.default_lr if config.lr is None else config.lr,
+        plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
         warmup_steps=default_warmup if config.warmup_steps is None else config.warmup_steps,
     )
 
