@@ -190,3 +190,14 @@ def test_reports_are_logged_every_hundred_steps_by_default(params):
 def test_a_cadence_below_one_step_raises(params):
     with pytest.raises(ValueError, match="every_steps must be at least 1, got 0"):
         log_reports(AdaRankGrad(params), print, every_steps=0)
+
+
+def test_a_report_prints_as_a_table_with_totals(params):
+    optimizer = AdaRankGrad(params, **OPTIONS)
+    step(optimizer, params, rank=1)
+    lines = str(optimizer.report()).splitlines()
+    assert len(lines) == 1 + 2 + 1
+    assert lines[1].split()[:4] == ["first", "12x8", "1", "4"]
+    assert "first" in lines[1] and "second" in lines[2]
+    assert lines[-1].startswith("mean rank 1.0;")
+    assert "skipped refreshes: 0" in lines[-1]

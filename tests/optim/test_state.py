@@ -95,6 +95,33 @@ def test_every_basis_is_orthonormal(dtype):
         torch.testing.assert_close(basis.mT @ basis, identity, rtol=0, atol=20 * 1.2e-7)
 
 
+def test_a_basis_at_its_ceiling_moves_to_a_stronger_direction_that_it_cannot_see():
+    """The new direction is orthogonal to the basis and to the moment's rows."""
+    old = torch.zeros(20, 16)
+    old[0, 0] = 1.0
+    new = old.clone()
+    new[1, 1] = 5.0
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer = AdaRankGrad([param], max_rank=1, min_rank=1, refresh_max_gap=2)
+    for grad in (old, old, new):
+        param.grad = grad.clone()
+        optimizer.step()
+    # The rows of a square or wide weight's gradient, the columns of a tall one's.
+    assert optimizer.state[param]["basis"][1].abs().item() > 0.99
+
+
+def test_a_moment_that_is_not_finite_never_reaches_a_factorisation():
+    param = nn.Parameter(torch.ones(20, 16))
+    optimizer = AdaRankGrad([param], **RANDOM)
+    for step, grad in enumerate(gradients()):
+        param.grad = grad.clone()
+        if step == 1:
+            param.grad[0, 0] = torch.nan
+        optimizer.step()
+    assert optimizer.report().layers[0].num_refreshes == 2
+    assert optimizer.state[param]["basis"].isfinite().all()
+
+
 def test_the_step_after_a_reset_is_bias_corrected_like_a_first_step():
     param = nn.Parameter(torch.zeros(20, 16))
     full = {"max_rank": 16, "min_rank": 16, "basis": "exact", "refresh_max_gap": 3}

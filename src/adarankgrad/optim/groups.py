@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.memory import adam_state_bytes, projected_state_bytes
 from .matrix_step import layout_for
 from .options import DEFAULT_MAX_RANK, resolve_rank
+from .text_table import aligned, mib
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORM_NAME = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
@@ -132,15 +133,15 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             ceiling_bytes += held
             adamw_bytes += full
             shape = "x".join(map(str, param.shape))
-            rows.append((name, shape, str(rank), _mib(held), _mib(full)))
+            rows.append((name, shape, str(rank), mib(held), mib(full)))
     header = ("projected weight", "shape", "max rank", "state MiB", "AdamW MiB")
     share = ceiling_bytes / adamw_bytes if adamw_bytes else 0.0
     return "\n".join(
         [
-            *_aligned([header, *rows]),
+            *aligned([header, *rows]),
             f"projected: {num_projected:,} weights in {len(rows)} matrices, at most "
-            f"{_mib(ceiling_bytes)} MiB of state, {share:.0%} of AdamW's {_mib(adamw_bytes)} MiB",
-            f"plain AdamW: {num_plain:,} weights, {_mib(plain_bytes)} MiB of state",
+            f"{mib(ceiling_bytes)} MiB of state, {share:.0%} of AdamW's {mib(adamw_bytes)} MiB",
+            f"plain AdamW: {num_plain:,} weights, {mib(plain_bytes)} MiB of state",
         ]
     )
 
@@ -217,16 +218,3 @@ def _group_members(group: Group) -> Iterator[tuple[str, Tensor]]:
     members = group["params"]
     for index, member in enumerate([members] if isinstance(members, torch.Tensor) else members):
         yield member if isinstance(member, tuple) else (f"parameter {index}", member)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns padded to one width, the first flush left and the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join(cells)
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.2f}"

@@ -13,6 +13,7 @@ from ..core.memory import adam_state_bytes
 from ..core.refresh import RefreshReason
 from .matrix_step import layout_for
 from .options import resolve_rank
+from .text_table import aligned, mib
 
 if TYPE_CHECKING:
     from .engine import SubspaceOptimizer
@@ -80,6 +81,30 @@ class OptimizerReport:
     def num_skipped_refreshes(self) -> int:
         """Refreshes put off, over all weights."""
         return sum(layer.num_skipped_refreshes for layer in self.layers)
+
+    def __str__(self) -> str:
+        """Return a table with one line a projected weight, then totals."""
+        header = ("projected weight", "shape", "rank", "of", "energy", "age", "last refresh", "MiB")
+        rows = [
+            (
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                str(layer.rank),
+                str(layer.max_rank),
+                f"{layer.captured_energy:.3f}",
+                str(layer.steps_since_refresh),
+                layer.refresh_reason,
+                mib(layer.state_bytes),
+            )
+            for layer in self.layers
+        ]
+        totals = (
+            f"mean rank {self.mean_rank:.1f}; state of projected weights "
+            f"{mib(self.projected_state_bytes)} MiB (AdamW: "
+            f"{mib(self.adamw_projected_state_bytes)}), of all others "
+            f"{mib(self.plain_state_bytes)} MiB; skipped refreshes: {self.num_skipped_refreshes}"
+        )
+        return "\n".join([*aligned([header, *rows]), totals])
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON."""
