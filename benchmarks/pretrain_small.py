@@ -147,7 +147,6 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
             shares.append(report.projected_state_bytes / report.adamw_projected_state_bytes)
     return {
         **{key: value for key, value in cell.items() if key not in _NOT_STORED},
-        "commit": environment()["commit"],
         "val_loss": validation_loss(model, blocks["validation"][:EVALUATION_BLOCKS]),
         "adamw_projected_state_bytes": sum(8 * p.numel() for p in projected),
         "mean_state_share": sum(shares) / len(shares) if shares else 1.0,
@@ -167,7 +166,8 @@ def validation_loss(model: LlamaForCausalLM, blocks: torch.Tensor) -> float:
 
 def run_cells(cells: list[dict[str, Any]], store: Path, workers: int) -> list[dict[str, Any]]:
     """Run the cells that the store does not hold yet; return the results of all."""
-    cells = [{**cell, "code": _code_digest(cell["optimizer"])} for cell in cells]
+    commit = environment()["commit"]
+    cells = [{**cell, "code": _code_digest(cell["optimizer"]), "commit": commit} for cell in cells]
     known = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
     done = {_key(result): result for result in known}
     missing = [cell for cell in cells if _key(cell) not in done]
