@@ -225,6 +225,46 @@ def test_a_warm_start_finds_directions_that_it_did_not_have():
     assert orthonormality_error(subspace.basis) < orthonormality_tolerance(torch.float64)
 
 
+@pytest.mark.parametrize("rows", ["parallel", "one zero", "all zero"])
+def test_a_start_of_dependent_rows_is_worth_a_cold_one(rows):
+    """Equal singular values: what a sketch of dependent columns misses shows in the energy."""
+    matrix = matrix_with_spectrum(48, 40, torch.ones(16, dtype=torch.float64))
+    direction = torch.randn(1, 40, dtype=torch.float64)
+    start = torch.randn(16, 1, dtype=torch.float64) @ direction
+    if rows != "parallel":
+        start = find_range(matrix, 16).coords.clone()
+        start[3 if rows == "one zero" else slice(None)] = 0.0
+    subspace = find_range(matrix, 16, start=start)
+    assert subspace.energies.sum().item() == pytest.approx(16.0)
+
+
+@pytest.mark.parametrize("start_size", [1e-44, 1e-30, 1e-15, 1.0, 1e15, 1e30])
+@pytest.mark.parametrize("matrix_size", [1e-30, 1.0, 1e25])
+def test_a_warm_start_helps_at_any_size(start_size, matrix_size):
+    matrix = matrix_with_spectrum(48, 40, torch.ones(16, dtype=torch.float64)).float()
+    start = find_range(matrix, 16).coords * start_size
+    subspace = find_range(matrix * matrix_size, 16, oversampling=0, start=start)
+    share = subspace.energies.sum().item() / matrix_size**2
+    # Denormal rows keep one digit or two, which is enough of a start, or are set aside.
+    assert share == pytest.approx(16.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-39, 1e-30, 1e-21, 1e-15, 1e15, 1e25])
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_matrix_of_any_size_has_its_directions_in_a_stack_with_moderate_ones(size, is_warm):
+    first = matrix_with_spectrum(30, 20, polynomial_spectrum(20, 1.0)).float()
+    alone = find_range_exactly(first.double(), 4).energies
+    stack = torch.stack([first, first * size])
+    start = first[:6].expand(2, -1, -1) if is_warm else None
+    subspace = find_range(stack, 4, power_iterations=3, start=start)
+    for basis in subspace.basis:
+        assert orthonormality_error(basis) < orthonormality_tolerance(torch.float32)
+    torch.testing.assert_close(subspace.energies[0], alone, rtol=1e-3, atol=0)
+    # Denormal numbers around 1e-44 have a digit or less.
+    if size >= 1e-39:
+        torch.testing.assert_close(subspace.energies[1] / size**2, alone, rtol=1e-3, atol=0)
+
+
 @few_examples
 @given(matrix=matrices(), num_old=st.integers(1, 30), seed=seeds)
 def test_a_warm_start_of_any_width_leaves_the_basis_orthonormal(matrix, num_old, seed):
@@ -304,6 +344,14 @@ def test_orthonormalize_is_not_deceived_by_columns_with_harmless_pivots(dtype, n
     columns = random_orthonormal(64, num_columns, 0) @ triangular
     basis = orthonormalize(columns.to(dtype))
     assert orthonormality_error(basis) < orthonormality_tolerance(dtype)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-41, 1e-30, 1e-22, 1e-15, 1e15, 1e25])
+@pytest.mark.parametrize("is_one_column", [False, True])
+def test_orthonormalize_takes_columns_of_any_length(size, is_one_column):
+    columns = torch.randn(80, 12)
+    columns[:, 3 if is_one_column else slice(None)] *= size
+    assert orthonormality_error(orthonormalize(columns)) < orthonormality_tolerance(torch.float32)
 
 
 def test_orthonormalize_completes_a_deficient_set():

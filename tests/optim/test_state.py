@@ -110,6 +110,25 @@ def test_a_basis_at_its_ceiling_moves_to_a_stronger_direction_that_it_cannot_see
     assert optimizer.state[param]["basis"][1].abs().item() > 0.99
 
 
+def test_a_stacked_matrix_that_was_silent_is_searched_in_full():
+    """An expert without tokens has a moment of zero, which is no start."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(2, 3, 32, 8, generator=generator)
+    grad = factors[0] @ factors[1].mT
+    param = nn.Parameter(torch.ones(3, 32, 32))
+    options = {"stacked": True, "max_rank": 8, "min_rank": 8, "refresh_max_gap": 3}
+    optimizer = AdaRankGrad([{"params": [param], **options}], oversampling=2)
+    for step in range(4):
+        param.grad = grad.clone()
+        if step < 3:
+            param.grad[1:] = 0.0
+        optimizer.step()
+    basis = optimizer.state[param]["basis"]
+    coords = grad @ basis  # the right side of a square weight
+    captured = coords.square().sum((-2, -1)) / grad.square().sum((-2, -1))
+    torch.testing.assert_close(captured, torch.ones(3), rtol=1e-5, atol=0)
+
+
 def test_a_moment_that_is_not_finite_never_reaches_a_factorisation():
     param = nn.Parameter(torch.ones(20, 16))
     optimizer = AdaRankGrad([param], **RANDOM)

@@ -56,7 +56,8 @@ def find_range(
     Cold, the sketch is ``matrix @ Gaussian``. Warm, it is ``matrix @ start.mT``, where the rows of
     ``start`` are an estimate of the matrix's strongest row space: a power iteration for half its
     price, from where the last search ended, since the strong directions of a gradient move slowly.
-    Directions that ``start`` does not fill are random.
+    Directions that ``start`` does not fill are random. A start whose rows are not independent, a
+    zero one among them, is set aside: too much of the sketch would be spent on what they share.
 
     Args:
         matrix: (*batch, m, n), float32 or float64, finite. Any shape, rank-deficient and zero
@@ -83,7 +84,7 @@ def find_range(
     _check_counts(num_directions, oversampling, power_iterations)
     total = torch.linalg.vector_norm(matrix, dim=(-2, -1)).square()
     size = _size_to_divide_by(matrix, total)
-    if size != 1.0:
+    if size is not None:
         scaled = find_range(
             matrix / size,
             num_directions,
@@ -92,15 +93,18 @@ def find_range(
             start=start,
             generator=generator,
         )
-        energies, total = scaled.energies * size**2, scaled.total * size**2
+        square = size.double().square().squeeze(-1)
+        energies, total = scaled.energies * square, scaled.total * square.squeeze(-1)
         return Subspace(scaled.basis, scaled.coords * size, energies, total)
     num_rows, num_cols = matrix.shape[-2:]
     short_side = min(num_rows, num_cols)
     num_kept = min(num_directions, short_side)
     num_sketched = min(num_directions + oversampling, short_side)
 
-    sketch = matrix @ _start_columns(matrix, num_sketched, start, generator)
-    for _ in range(power_iterations - (start is not None)):
+    warm = None if start is None else _warm_columns(start, num_sketched)
+    columns = _sketching_columns(matrix, num_sketched, warm, generator)
+    sketch = matrix @ columns
+    for _ in range(power_iterations - (warm is not None)):
         rough_basis = orthonormalize(sketch, only_roughly=True)
         sketch = matrix @ orthonormalize(matrix.mT @ rough_basis, only_roughly=True)
     return _principal_directions(matrix, sketch, num_kept, total)
@@ -169,7 +173,7 @@ def orthonormalize(columns: Tensor, *, only_roughly: bool = False) -> Tensor:
     """
     limit = _REPAIRABLE if only_roughly else 100 * torch.finfo(columns.dtype).eps
     whitening, error = _whitening(columns, columns.dtype)
-    if not error < limit:
+    if not error < limit and columns.dtype != torch.float64:
         whitening, error = _whitening(columns, torch.float64)
     if error < limit:
         return columns @ whitening
@@ -185,29 +189,46 @@ def _whitening(columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     The columns are scaled to unit length first, so that only their angles count. With λ the largest
     eigenvalue of their inverse Gram matrix A, the Gram matrix's rounding is enlarged λ times and
     that of the final product √λ times. λ is bounded by (tr A⁴)^¼, at most k^¼ times too large. The
-    error is NaN or infinite if the factorisation broke down.
+    error is NaN or infinite if the factorisation broke down, or a column is so short that its
+    square loses digits or its inverse overflows.
     """
     exact = columns.to(dtype)
     gram = exact.mT @ exact
-    inverse_norms = gram.diagonal(dim1=-2, dim2=-1).rsqrt()
+    squared_norms = gram.diagonal(dim1=-2, dim2=-1)
+    inverse_norms = squared_norms.rsqrt()
     scaled = gram * inverse_norms.unsqueeze(-1) * inverse_norms.unsqueeze(-2)
     factor, info = torch.linalg.cholesky_ex(scaled)
     identity = torch.eye(gram.shape[-1], dtype=dtype, device=gram.device)
     inverse = torch.linalg.solve_triangular(factor.mT, identity.expand_as(gram), upper=True)
     inverse_gram = inverse @ inverse.mT
     squared_bound = torch.linalg.vector_norm(inverse_gram @ inverse_gram, dim=(-2, -1))
-    squared_bound = torch.where(info == 0, squared_bound, torch.nan)
-    bound = math.sqrt(squared_bound.amax().item())
-    rounding, final_rounding = torch.finfo(dtype).eps, torch.finfo(columns.dtype).eps
-    error = bound * rounding + math.sqrt(bound) * final_rounding
+    inner, outer = torch.finfo(dtype), torch.finfo(columns.dtype)
+    shortest = max(inner.tiny / inner.eps**2, outer.tiny**1.5)
+    is_sound = (info == 0) & (squared_norms.amin(-1) > shortest)
+    bound = math.sqrt(torch.where(is_sound, squared_bound, torch.nan).amax().item())
+    error = bound * inner.eps + math.sqrt(bound) * outer.eps
     return (inverse_norms.unsqueeze(-1) * inverse).to(columns.dtype), error
 
 
-def _start_columns(
-    matrix: Tensor, num_columns: int, start: Tensor | None, generator: torch.Generator | None
+def _warm_columns(start: Tensor, num_columns: int) -> tuple[Tensor, Tensor] | None:
+    """The start's rows as columns, and the matrix that orthonormalises them; None if they depend.
+
+    Their largest entries are 1, so that a tiny or huge start stays within float32 when squared.
+    """
+    rows = start[..., :num_columns, :]
+    columns = (rows / rows.abs().amax(-1, keepdim=True)).mT
+    whitening, error = _whitening(columns, columns.dtype)
+    return (columns, whitening) if error < _REPAIRABLE else None
+
+
+def _sketching_columns(
+    matrix: Tensor,
+    num_columns: int,
+    warm: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """Columns (*batch, n, num_columns) whose images under the matrix make the sketch."""
-    num_warm = 0 if start is None else min(start.shape[-2], num_columns)
+    num_warm = 0 if warm is None else warm[0].shape[-1]
     random = torch.randn(
         *matrix.shape[:-2],
         matrix.shape[-1],
@@ -216,14 +237,13 @@ def _start_columns(
         device=matrix.device,
         dtype=matrix.dtype,
     )
-    if start is None:
+    if warm is None:
         return random
-    # Unit columns keep the squares of a tiny or huge gradient within float32. Without their share
-    # of the strong directions, the random columns' images stand apart from the warm ones'.
-    warm = torch.nn.functional.normalize(start[..., :num_warm, :], dim=-1).mT
-    if num_warm == num_columns:
-        return warm
-    return torch.cat([warm, random - warm @ (warm.mT @ random)], dim=-1)
+    # Without their share of the strong directions, the random columns' images stand apart from
+    # those of the warm ones, and float32 suffices more often.
+    columns, whitening = warm
+    shared = columns @ (whitening @ (whitening.mT @ (columns.mT @ random)))
+    return torch.cat([columns, random - shared], dim=-1)
 
 
 def _principal_directions(matrix: Tensor, sketch: Tensor, num_kept: int, total: Tensor) -> Subspace:
@@ -240,12 +260,19 @@ def _principal_directions(matrix: Tensor, sketch: Tensor, num_kept: int, total: 
     )
 
 
-def _size_to_divide_by(matrix: Tensor, total: Tensor) -> float:
-    """1, or the largest entry where squares of the matrix's entries leave float32's range."""
-    if ((total > _SMALLEST_TOTAL) & (total < 1 / _SMALLEST_TOTAL)).all():
-        return 1.0
-    size = float(torch.linalg.vector_norm(matrix, math.inf))
-    return size if 0.0 < size < math.inf else 1.0
+def _size_to_divide_by(matrix: Tensor, total: Tensor) -> Tensor | None:
+    """Largest entries (*batch, 1, 1) of matrices whose squares leave float32's range, 1 for others.
+
+    None if no matrix needs it.
+    """
+    is_moderate = (total > _SMALLEST_TOTAL) & (total < 1 / _SMALLEST_TOTAL)
+    if is_moderate.all():
+        return None
+    largest = torch.linalg.vector_norm(matrix, math.inf, dim=(-2, -1))
+    needs_none = is_moderate | (largest == 0) | ~largest.isfinite() | (largest == 1)
+    if needs_none.all():
+        return None
+    return torch.where(needs_none, torch.ones_like(largest), largest)[..., None, None]
 
 
 def _check_counts(num_directions: int, oversampling: int, power_iterations: int) -> None:

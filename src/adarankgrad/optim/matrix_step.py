@@ -90,7 +90,8 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
         coords = project(grad_matrix, state["basis"])
         reason = _measured_reason(rule, grad_matrix, coords, state)
     if reason is not RefreshReason.NONE:
-        coords = _refresh(grad_matrix, state, options, layout, name, reason)
+        refreshed = _refresh(grad_matrix, state, options, layout, name, reason)
+        coords = coords if refreshed is None else refreshed
     if coords is None:
         coords = project(grad_matrix, state["basis"])
     state["steps_since_refresh"] += 1
