@@ -1,5 +1,5 @@
 # `make help` lists the targets. Each sets up .venv by itself the first time it needs it.
-#   PYTHON        interpreter that .venv is made from
+#   PYTHON        interpreter that .venv is made from, 3.11 or newer as the pinned numpy wants it
 #   TORCH_SOURCE  extra pip arguments for torch, such as --index-url with an index of CPU builds
 #   BENCHMARKS    scripts that `make bench` runs, all of them by default
 

@@ -77,9 +77,12 @@ def main() -> None:
             for name, row in summary.items()
         ],
     )
-    settings = {key: getattr(arguments, key) for key in ("steps", "batch_size", "lr", "plain_lr")}
+    settings = {
+        key: getattr(arguments, key) for key in ("steps", "batch_size", "lr", "plain_lr", "seeds")
+    }
     commits = sorted({run["commit"] for run in results})
-    finish("defaults", {**settings, "commits_of_runs": commits, "variants": summary})
+    name = "defaults" if len(names) == len(VARIANTS) else "defaults_partly"
+    finish(name, {**settings, "commits_of_runs": commits, "variants": summary})
 
 
 if __name__ == "__main__":

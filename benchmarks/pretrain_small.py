@@ -11,7 +11,7 @@ used on the others. Warmup over a tenth of the steps, cosine decay to a tenth, c
 
 Bytes are of the projected weights' state, averaged over the run and at its highest, as shares of
 AdamW's. Finished runs are kept in ``--cells`` with a digest of the optimizer's code and of the
-tokens, and repeated when either changes.
+tokens, and repeated when either changes. After a change of this file, name another folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def run_cells(cells: list[dict[str, Any]], store: Path, workers: int) -> list[di
     commit = environment()["commit"]
     cells = [{**cell, "code": _code_digest(cell["optimizer"]), "commit": commit} for cell in cells]
     known = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
-    done = {_key(result): result for result in known}
+    done = {_key(result): result for result in known if set(_IDENTITY) <= set(result)}
     missing = [cell for cell in cells if _key(cell) not in done]
     with ProcessPoolExecutor(workers) as pool:
         for result in pool.map(run_cell, missing):
@@ -234,6 +235,7 @@ def main() -> None:
         {
             **{key: getattr(arguments, key) for key in ("steps", "batch_size", "lrs", "plain_lr")},
             "seq_len": SEQ_LEN,
+            "seeds": arguments.seeds,
             "data": arguments.data,
             "validation": arguments.validation,
             "commits_of_runs": sorted({result["commit"] for result in results}),
@@ -261,7 +263,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 def common_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make the tokens if they are not there, and return what all runs share."""
     arguments.cells.mkdir(parents=True, exist_ok=True)
-    tokens = arguments.cells / "tokens.pt"
+    tokens = arguments.cells / f"tokens-{_text_digest(arguments.data, arguments.validation)}.pt"
     if not tokens.exists():
         prepare_tokens(arguments.data, arguments.validation, tokens)
     return {
@@ -302,6 +304,12 @@ _IDENTITY = (
     *("optimizer", "options", "lr", "plain_lr", "steps", "batch_size", "seed"),
     *("tokens_digest", "code"),
 )
+
+
+def _text_digest(*patterns: str) -> str:
+    """Identify texts by name and size, so that other texts get other tokens."""
+    files = [(path, Path(path).stat().st_size) for p in patterns for path in sorted(glob(p))]
+    return hashlib.sha256(repr((patterns, files)).encode()).hexdigest()[:8]
 
 
 def _key(cell: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@
     python benchmarks/refresh.py --gap 50 --repeats 15
 
 Two kinds of matrices. *Gradients*: of the attention weights of a LLaMA (hidden 1024, two layers)
-that reads Python's standard library as bytes, at a step of AdaRankGrad with a first moment
+that reads Python's standard library as bytes, at a step of AdaRankGrad with a basis
 ``--gap`` steps old; 128 directions hold nearly all of their energy, so that sketches of them are
 nearly rank-deficient, the hard case. *Slow*: singular values falling as 1/i, then the same with
 noise of a tenth of its norm.
