@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .optim import (
         AdaRankGrad,
+        Fira,
+        GaLore,
         LayerReport,
         OptimizerReport,
         describe,
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaRankGrad",
+    "Fira",
+    "GaLore",
     "LayerReport",
     "OptimizerReport",
     "describe",

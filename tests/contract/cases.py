@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adarankgrad import AdaRankGrad
+from adarankgrad import AdaRankGrad, Fira, GaLore
 from adarankgrad.optim.engine import SubspaceOptimizer
 
 
@@ -18,15 +19,27 @@ class Case:
         name: what pytest calls it.
         constructor: the class, or a preset of it.
         options: on top of `FREQUENT`, which makes refreshes frequent and ranks change.
+        learned_loss: what a small regression must get below (`test_learning`).
     """
 
     name: str
     constructor: Callable[..., SubspaceOptimizer]
     options: dict[str, Any] = field(default_factory=dict)
+    learned_loss: float = 0.09
 
     def build(self, params: Any, **overrides: Any) -> SubspaceOptimizer:
         """Build the optimizer; overrides are options of this one test."""
-        return self.constructor(params, **{**FREQUENT, **self.options, **overrides})
+        return self.constructor(
+            params, **self.in_its_words({**FREQUENT, **self.options, **overrides})
+        )
+
+    def in_its_words(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Name options as the method does, and leave out those it does not have."""
+        names = inspect.signature(self.constructor).parameters
+        if "rank" not in names:
+            return options
+        renamed = {_NAMES_AT_FIXED_RANK.get(name, name): value for name, value in options.items()}
+        return {name: value for name, value in renamed.items() if name in names}
 
     def __str__(self) -> str:
         return self.name
@@ -41,6 +54,8 @@ FREQUENT: dict[str, Any] = {
     "seed": 7,
 }
 
+_NAMES_AT_FIXED_RANK = {"max_rank": "rank", "refresh_max_gap": "refresh_every"}
+
 CASES = [
     Case("adarankgrad", AdaRankGrad, {"energy": 0.9, "carry": "squared"}),
     Case("adarankgrad-long-side", AdaRankGrad, {"energy": 0.9, "side": "long"}),
@@ -53,4 +68,12 @@ CASES = [
     Case("adarankgrad-refresh-norm", AdaRankGrad, {"refresh_relative_norm": 0.8, "energy": 0.9}),
     Case("adarankgrad-exact-basis", AdaRankGrad, {"basis": "exact", "energy": 0.9}),
     Case("adarankgrad-published", AdaRankGrad.published, {"refresh_norm": 1e-4}),
+    Case("adarankgrad-residual-fira", AdaRankGrad, {"residual": "fira"}),
+    Case("adarankgrad-residual-normalized", AdaRankGrad, {"residual": "normalized"}),
+    Case("adarankgrad-residual-orthogonalized", AdaRankGrad, {"residual": "orthogonalized"}),
+    Case("galore", GaLore, {"scale": 1.0}),
+    # Its bases change signs at random, and kept moments then point the wrong way for a while.
+    Case("galore-randomized", GaLore, {"basis": "randomized", "scale": 1.0}, learned_loss=0.15),
+    Case("fira", Fira, {"scale": 1.0}),
+    Case("fira-official", Fira, {"residual": "official", "scale": 0.5}),
 ]

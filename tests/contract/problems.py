@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -95,3 +96,9 @@ def assert_same_state(left: dict[str, Any], right: dict[str, Any]) -> None:
         else:
             assert type(value) is type(right[name]), name
             assert value == right[name], name
+
+
+def skip_at_fixed_rank(optimizer):
+    """For tests of how ranks change."""
+    if optimizer.defaults["energy"] == 1.0:
+        pytest.skip("a method of fixed rank")

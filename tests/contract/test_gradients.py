@@ -16,6 +16,7 @@ from .problems import (
     make_params,
     ranks_of,
     set_gradients,
+    skip_at_fixed_rank,
     state_snapshot,
     train,
     weights_of,
@@ -217,6 +218,7 @@ def test_gradients_of_lower_rank_than_the_basis_give_ordinary_steps(case, dtype,
 def test_a_rank_one_gradient_is_followed_by_a_basis_of_rank_one(case):
     params = make_params()[:3]
     optimizer = case.build(params)
+    skip_at_fixed_rank(optimizer)
     for name, param in params:
         param.grad = torch.outer(*(gradient(f"{name}{side}", (side,), 0) for side in param.shape))
     optimizer.step()
@@ -234,6 +236,8 @@ def test_a_sparse_gradient_is_a_clear_error_that_names_the_parameter(case):
 def test_gradients_that_are_not_contiguous_train_like_contiguous_ones(case):
     params, expected = make_params(), make_params()
     optimizer, reference = case.build(params), case.build(expected)
+    if optimizer.defaults["basis"] == "exact" and optimizer.defaults["carry"] == "keep":
+        pytest.skip("signs of singular vectors depend on strides, and kept moments on signs")
     for step in range(6):
         set_gradients(expected, step)
         for (_, param), (_, other) in zip(params, expected, strict=True):

@@ -39,7 +39,7 @@ def test_a_small_regression_is_learned_within_a_hundred_steps(case, dtype):
     optimizer = case.build(list(model.named_parameters()), lr=0.02)
     assert loss_after(optimizer, model, inputs, targets, num_steps=0) > 1.5
     # torch.optim.AdamW, which works at full rank, is below 0.05 here (checked below).
-    assert loss_after(optimizer, model, inputs, targets, num_steps=100) < 0.09
+    assert loss_after(optimizer, model, inputs, targets, num_steps=100) < case.learned_loss
 
 
 def test_the_small_regression_is_one_that_adamw_learns():

@@ -78,12 +78,13 @@ def test_parameters_added_later_are_trained_and_leave_the_others_alone(case):
     params = make_params()
     optimizer = case.build(params[:1])
     train(optimizer, params[:1], range(3))
-    optimizer.add_param_group({"params": params[1:], "max_rank": 3})
+    lower = case.in_its_words({"max_rank": 3})
+    optimizer.add_param_group({"params": params[1:], **lower})
     train(optimizer, params, range(3, 8))
     assert torch.equal(params[0][1], trained(case, 8)["tall"])
 
     late = make_params()[1:]
-    train(case.build([{"params": late, "max_rank": 3}]), late, range(3, 8))
+    train(case.build([{"params": late, **lower}]), late, range(3, 8))
     assert_same_bits(weights_of(params[1:]), weights_of(late))
     assert all(rank <= 3 for rank in ranks_of(optimizer)[1:])
 

@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 from torch import Tensor
+
+AdamConvention = Literal["torch", "transformers"]
+ADAM_CONVENTIONS: tuple[str, ...] = get_args(AdamConvention)
+
+
+def corrected_eps(eps: float, convention: AdamConvention, *, step: int, beta2: float) -> float:
+    """Return the eps that `adam_direction` needs for a convention.
+
+    Conventions:
+        ``torch``: eps is added to the bias-corrected root √v̂, as in ``torch.optim.AdamW``.
+        ``transformers``: to the root √v before its correction, as in the AdamW that transformers
+            had and that GaLore's and Fira's packages copy. On the corrected root it weighs
+            1/√(1 − β₂^t) times as much.
+
+    Args:
+        eps: at least 0, in units of the gradient.
+        convention: one of the above.
+        step: updates that the moments will have seen, at least 1.
+        beta2: decay rate of the second moment, in [0, 1).
+    """
+    return eps if convention == "torch" else eps / math.sqrt(1.0 - beta2**step)
+
+
+def weight_factors(
+    lr: float, weight_decay: float, convention: AdamConvention
+) -> tuple[float, float]:
+    """Return the factors on weight and update, in that order, of one decoupled-decay step.
+
+    torch decays the weight before the update is subtracted, transformers afterwards, so that the
+    update decays with it.
+    """
+    decay = 1.0 - lr * weight_decay
+    return decay, lr if convention == "torch" else lr * decay
 
 
 def adam_direction(

@@ -1,11 +1,15 @@
 """Optimizers for gradient subspaces: one engine, one thin file a method."""
 
 from .adarankgrad import AdaRankGrad
+from .fira import Fira
+from .galore import GaLore
 from .groups import describe, param_groups
 from .report import LayerReport, OptimizerReport, log_reports
 
 __all__ = [
     "AdaRankGrad",
+    "Fira",
+    "GaLore",
     "LayerReport",
     "OptimizerReport",
     "describe",

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.adam import AdamConvention
 from ..core.carry import Carry
 from ..core.projection import Side
 from ..core.rank import energy_from_residual
+from ..core.residual import Residual
 from .engine import SubspaceOptimizer
 from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection
 
@@ -115,14 +117,12 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_energy: float | None = None,
         carry: Carry = "squared",
         bias_correction: BiasCorrection = "per_direction",
+        residual: Residual = "none",
+        residual_scale: float = 1.0,
+        adam_convention: AdamConvention = "torch",
         seed: int = 0,
     ) -> None:
-        defaults = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "params", "__class__")
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, self.chosen_options(locals()))
 
     @classmethod
     def published(

@@ -8,6 +8,7 @@ resuming need no more than torch's own optimizers do.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from ..core.adam import corrected_eps, weight_factors
 from .matrix_step import fits_matrix, layout_for, new_state, step_matrix
-from .options import check_options
+from .options import ENGINE_DEFAULTS, check_options
 from .report import OptimizerReport, build_report, named_parameters
 
 Group = dict[str, Any]
+
+_NOT_OPTIONS = {"params", "param_names", "initial_lr"}
 
 
 class SubspaceOptimizer(Optimizer):
@@ -34,15 +38,34 @@ class SubspaceOptimizer(Optimizer):
     Args:
         params: parameters, named parameters, or groups of either. Names, where given, identify a
             parameter to its random generator and in reports; otherwise its position does.
-        defaults: every option of a group.
+        options: of the method, as its constructor takes them; `engine_options` translates them.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
-    def __init__(self, params: Any, defaults: Group) -> None:
+    def __init__(self, params: Any, options: Group) -> None:
+        defaults = {**ENGINE_DEFAULTS, **self.engine_options(options)}
         check_options(defaults)
         super().__init__(params, defaults)
+
+    @staticmethod
+    def chosen_options(arguments: dict[str, Any]) -> Group:
+        """Select a method's options from the ``locals()`` of its constructor."""
+        return {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("self", "params", "__class__")
+        }
+
+    @staticmethod
+    def engine_options(options: Group) -> Group:
+        """Express a method's options, all or some, in those of the engine.
+
+        Raises:
+            ValueError: if an option that the engine does not have is out of range.
+        """
+        return options
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; options that it does not set come from the constructor.
@@ -50,15 +73,21 @@ class SubspaceOptimizer(Optimizer):
         Raises:
             ValueError: if an option is out of range or unknown.
         """
-        known = {*self.defaults, "params", "param_names", "initial_lr"}
-        unknown = sorted(set(param_group) - known)
+        is_of_an_optimizer = set(self.defaults) <= set(param_group)
+        if not is_of_an_optimizer:
+            self._check_names(param_group)
+            param_group = self.engine_options(param_group)
+        check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _check_names(self, param_group: Group) -> None:
+        known = set(inspect.signature(type(self)).parameters) - {"params"}
+        unknown = sorted(set(param_group) - known - _NOT_OPTIONS)
         if unknown:
             raise ValueError(
                 f"unknown option {', '.join(unknown)} in a parameter group; "
-                f"known are {', '.join(sorted(self.defaults))}"
+                f"known are {', '.join(sorted(known))}"
             )
-        check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -170,23 +199,39 @@ class SubspaceOptimizer(Optimizer):
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        beta1, beta2 = group["betas"]
-        adamw(
-            params,
-            [cast(Tensor, param.grad) for param in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            has_complex=any(param.is_complex() for param in params),
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        if group["adam_convention"] == "torch":
+            _adamw(group, params, states, eps=group["eps"], decay=group["weight_decay"])
+            return
+        _, beta2 = group["betas"]
+        factor, _ = weight_factors(float(group["lr"]), group["weight_decay"], "transformers")
+        for param, state in zip(params, states, strict=True):
+            step = int(state["step"]) + 1
+            eps = corrected_eps(group["eps"], "transformers", step=step, beta2=beta2)
+            _adamw(group, [param], [state], eps=eps, decay=0.0)
+            param.mul_(factor)
+
+
+def _adamw(
+    group: Group, params: list[Tensor], states: list[Group], *, eps: float, decay: float
+) -> None:
+    """Torch's own AdamW on a list of parameters."""
+    beta1, beta2 = group["betas"]
+    adamw(
+        params,
+        [cast(Tensor, param.grad) for param in params],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        has_complex=any(param.is_complex() for param in params),
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=decay,
+        eps=eps,
+        maximize=False,
+    )
 
 
 def _check_gradient(name: str, param: Tensor) -> None:

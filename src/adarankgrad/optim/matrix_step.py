@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.adam import adam_direction
+from ..core.adam import adam_direction, corrected_eps, weight_factors
 from ..core.carry import Moments, carry_moments
 from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
 from ..core.refresh import RefreshReason, RefreshRule, measured_reason, scheduled_reason
+from ..core.residual import (
+    limit_growth,
+    normalized,
+    orthogonalized,
+    outside_basis,
+    scaled_like_adam,
+)
 from .options import rank_bounds, refresh_rule
 
 State = dict[str, Any]
@@ -80,7 +87,36 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
     """
     layout = layout_for(weight, options)
     grad_matrix = layout.view(grad)
+    coords = _coordinates(grad_matrix, state, options, layout, name)
+    state["steps_since_refresh"] += 1
 
+    direction = coords
+    if coords.shape[-2] > 0:
+        state["step"] += 1
+        direction = adam_direction(
+            coords,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["seen"],
+            step=state["step"],
+            betas=options["betas"],
+            eps=corrected_eps(
+                options["eps"],
+                options["adam_convention"],
+                step=state["step"],
+                beta2=options["betas"][1],
+            ),
+        )
+    residual = _residual_step(grad_matrix, coords, direction, state, options)
+    _update_weight(weight, layout, state["basis"], direction, residual, options)
+
+
+def _coordinates(
+    grad_matrix: Tensor, state: State, options: Options, layout: Layout, name: str
+) -> Tensor:
+    """The gradient in the basis, which is replaced first where that is due."""
+    if options["basis"] == "none":
+        return project(grad_matrix, state["basis"])
     coords = None
     rule = refresh_rule(options)
     age = state["steps_since_refresh"]
@@ -92,24 +128,7 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
     if reason is not RefreshReason.NONE:
         refreshed = _refresh(grad_matrix, state, options, layout, name, reason)
         coords = coords if refreshed is None else refreshed
-    if coords is None:
-        coords = project(grad_matrix, state["basis"])
-    state["steps_since_refresh"] += 1
-
-    if coords.shape[-2] == 0:
-        direction = coords
-    else:
-        state["step"] += 1
-        direction = adam_direction(
-            coords,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["seen"],
-            step=state["step"],
-            betas=options["betas"],
-            eps=options["eps"],
-        )
-    _update_weight(weight, layout, state["basis"], direction, options)
+    return project(grad_matrix, state["basis"]) if coords is None else coords
 
 
 def _measured_reason(
@@ -206,13 +225,43 @@ def _carry(basis: Tensor, state: State, options: Options) -> None:
         state["seen"].fill_(1.0 - beta2 ** state["step"])
 
 
+def _residual_step(
+    grad_matrix: Tensor, coords: Tensor, direction: Tensor, state: State, options: Options
+) -> Tensor | None:
+    """The step outside the basis, shaped as the gradient's matrix, or None."""
+    kind = options["residual"]
+    is_fira = kind in ("fira", "fira_official")
+    if kind == "none" or (is_fira and coords.shape[-2] == 0):
+        return None
+    factor = options["scale"] if kind == "fira_official" else 1.0
+    residual = outside_basis(grad_matrix, state["basis"], coords, factor=factor)
+    if kind == "normalized":
+        return normalized(residual)
+    if kind == "orthogonalized":
+        return orthogonalized(residual)
+    if "residual_norm" not in state:
+        state["residual_norm"] = coords.new_full((*coords.shape[:-2], 1, 1), math.inf)
+    beta1, beta2 = options["betas"]
+    correction = math.sqrt(1.0 - beta2 ** state["step"]) / (1.0 - beta1 ** state["step"])
+    scaled_like_adam(residual, coords, direction)
+    return limit_growth(residual, state["residual_norm"], unit=correction)
+
+
 def _update_weight(
-    weight: Tensor, layout: Layout, basis: Tensor, direction: Tensor, options: Options
+    weight: Tensor,
+    layout: Layout,
+    basis: Tensor,
+    direction: Tensor,
+    residual: Tensor | None,
+    options: Options,
 ) -> None:
-    lr = float(options["lr"])
+    decay, lr = weight_factors(
+        float(options["lr"]), options["weight_decay"], options["adam_convention"]
+    )
     matrix = layout.view(weight)
-    decay = 1.0 - lr * options["weight_decay"]
     lift_into_(matrix, basis, direction, decay=decay, step=lr * options["scale"])
+    if residual is not None:
+        matrix.add_(residual, alpha=-lr * options["residual_scale"])
     if matrix.data_ptr() != weight.data_ptr():  # strides that no matrix can share: channels_last
         weight.copy_((matrix.mT if layout.is_transposed else matrix).reshape(weight.shape))
 

@@ -6,17 +6,65 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from ..core.adam import ADAM_CONVENTIONS
 from ..core.carry import CARRIES
 from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
+from ..core.residual import RESIDUALS
 
 DEFAULT_MAX_RANK = 0.25
 DEFAULT_MIN_RANK = 4
 
-BasisFinder = Literal["randomized", "exact"]
+BasisFinder = Literal["randomized", "exact", "none"]
 BiasCorrection = Literal["per_direction", "global"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
 BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
+
+# What a named optimizer does not set: one basis of fixed rank, moments kept, nothing outside it.
+ENGINE_DEFAULTS: dict[str, Any] = {
+    "project": True,
+    "stacked": False,
+    "max_rank": DEFAULT_MAX_RANK,
+    "min_rank": None,
+    "energy": 1.0,
+    "monotone": False,
+    "rank_multiple": 1,
+    "scale": 1.0,
+    "side": "short",
+    "basis": "exact",
+    "oversampling": 8,
+    "power_iterations": 1,
+    "warm_start": False,
+    "refresh_max_gap": 200,
+    "refresh_min_gap": 1,
+    "refresh_norm": None,
+    "refresh_relative_norm": None,
+    "refresh_energy": None,
+    "carry": "keep",
+    "bias_correction": "global",
+    "residual": "none",
+    "residual_scale": 1.0,
+    "adam_convention": "torch",
+    "seed": 0,
+}
+
+
+def with_fixed_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace ``rank`` and ``refresh_every``, where given, by the engine's options.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+    options = dict(options)
+    if "rank" in options:
+        rank = options.pop("rank")
+        _check_rank("rank", rank)
+        options.update(min_rank=rank, max_rank=rank)
+    if "refresh_every" in options:
+        gap = options.pop("refresh_every")
+        _check_count("refresh_every", gap, low=1)
+        options["refresh_max_gap"] = gap
+    return options
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -28,7 +76,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay"):
         _check_number(name, options[name], low=0.0)
     _check_betas(options["betas"])
-    _check_number("scale", options["scale"], low=0.0)
+    for name in ("scale", "residual_scale"):
+        _check_number(name, options[name], low=0.0)
     _check_ranks(options)
     _check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
     for name in ("rank_multiple", "refresh_max_gap", "refresh_min_gap"):
@@ -49,6 +98,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)
     _check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
+    _check_choice("residual", options["residual"], RESIDUALS)
+    _check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
 
 
 def resolve_rank(rank: int | float, layout: Layout) -> int:
@@ -87,18 +138,21 @@ def refresh_rule(options: Mapping[str, Any]) -> RefreshRule:
 
 def _check_ranks(options: Mapping[str, Any]) -> None:
     min_rank, max_rank = options["min_rank"], options["max_rank"]
-    for name, rank in (("min_rank", min_rank), ("max_rank", max_rank)):
-        if name == "min_rank" and rank is None:
-            continue
-        is_count = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-        is_share = isinstance(rank, float) and 0.0 < rank <= 1.0
-        if not (is_count or is_share):
-            raise ValueError(
-                f"{name} must be an int of at least 1 (columns) or a float in (0, 1] "
-                f"(share of a matrix's short side), got {rank!r}"
-            )
+    if min_rank is not None:
+        _check_rank("min_rank", min_rank)
+    _check_rank("max_rank", max_rank)
     if type(min_rank) is type(max_rank) and min_rank > max_rank:
         raise ValueError(f"min_rank must not exceed max_rank, got {min_rank} and {max_rank}")
+
+
+def _check_rank(name: str, rank: Any) -> None:
+    is_count = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    is_share = isinstance(rank, float) and 0.0 < rank <= 1.0
+    if not (is_count or is_share):
+        raise ValueError(
+            f"{name} must be an int of at least 1 (columns) or a float in (0, 1] "
+            f"(share of a matrix's short side), got {rank!r}"
+        )
 
 
 def _check_number(

@@ -1,0 +1,95 @@
+"""What is done with the part of a gradient that the basis does not hold.
+
+All rules return a step shaped as the gradient, to be subtracted at the learning rate beside the
+lifted step of the basis. None keeps state, but for one number of Fira's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .orthogonalize import orthogonalize
+
+Residual = Literal["none", "fira", "fira_official", "normalized", "orthogonalized"]
+RESIDUALS: tuple[str, ...] = get_args(Residual)
+
+ADAM_RMS = 0.2
+"""Root mean square of an entry of Adam's step over the learning rate, as commonly observed; Muon's
+updates are scaled to it so that Adam's rates carry over (Liu et al. 2025, arXiv 2502.16982)."""
+
+NORM_GROWTH = 1.01
+"""Fira's γ: how much the norm of its residual step may grow from one step to the next."""
+
+
+def outside_basis(matrix: Tensor, basis: Tensor, coords: Tensor, *, factor: float = 1.0) -> Tensor:
+    """Return ``matrix − factor · basis @ coords`` (*batch, m, n), newly allocated.
+
+    Args:
+        matrix: (*batch, m, n), the gradient.
+        basis: (*batch, m, r).
+        coords: (*batch, r, n), ``basis.mT @ matrix``.
+        factor: 1 but in Fira's official code (`scaled_like_adam`).
+    """
+    basis, coords = basis.to(matrix.dtype), coords.to(matrix.dtype)
+    if matrix.dim() == 2:
+        return torch.addmm(matrix, basis, coords, alpha=-factor)
+    return torch.baddbmm(matrix, basis, coords, alpha=-factor)
+
+
+def scaled_like_adam(residual: Tensor, coords: Tensor, direction: Tensor) -> Tensor:
+    """Scale every column as Adam scaled the same column inside the basis (arXiv 2410.01623, §4).
+
+    Args:
+        residual: (*batch, m, n); modified in place and returned.
+        coords: (*batch, r, n), the gradient in the basis.
+        direction: (*batch, r, n), what Adam made of it.
+    """
+    sizes = torch.linalg.vector_norm(coords, dim=-2, keepdim=True).add_(1e-8)
+    factors = torch.linalg.vector_norm(direction, dim=-2, keepdim=True).div_(sizes)
+    return residual.mul_(factors.to(residual.dtype))
+
+
+def limit_growth(residual: Tensor, last_norm: Tensor, *, unit: float = 1.0) -> Tensor:
+    """Let the norm grow by `NORM_GROWTH` a step at most (Fira's norm-growth limiter).
+
+    Differs from the authors' code: a norm of zero limits nothing. There one step without gradient
+    stops the residual for about two thousand steps, since it may then grow from 1e-8 only.
+
+    Args:
+        residual: (*batch, m, n); modified in place and returned.
+        last_norm: (*batch, 1, 1), norm of the last limited residual, infinite at first; replaced
+            in place.
+        unit: the norms are compared in this unit; Fira's code leaves Adam's bias correction out.
+    """
+    norm = torch.linalg.vector_norm(residual, dim=(-2, -1), keepdim=True).to(last_norm.dtype) / unit
+    limits = torch.where(last_norm > 0, NORM_GROWTH * last_norm, math.inf)
+    limited = torch.minimum(norm, limits)
+    last_norm.copy_(limited)
+    tiny = torch.finfo(limited.dtype).tiny
+    return residual.mul_((limited / norm.clamp_min(tiny)).to(residual.dtype))
+
+
+def normalized(residual: Tensor) -> Tensor:
+    """Scale every column to the size of Adam's steps, `ADAM_RMS` an entry; zeros stay zero.
+
+    Args:
+        residual: (*batch, m, n); modified in place and returned.
+    """
+    sizes = torch.linalg.vector_norm(residual, dim=-2, keepdim=True)
+    tiny = torch.finfo(residual.dtype).tiny
+    return residual.mul_(ADAM_RMS * math.sqrt(residual.shape[-2]) / sizes.clamp_min(tiny))
+
+
+def orthogonalized(residual: Tensor) -> Tensor:
+    """Raise all singular values to one, in steps of the size of Adam's (`ADAM_RMS` an entry).
+
+    Newton-Schulz as in Muon, but of one gradient's residual and with no momentum, hence no state.
+
+    Args:
+        residual: (*batch, m, n).
+    """
+    return orthogonalize(residual).mul_(ADAM_RMS * math.sqrt(max(residual.shape[-2:])))

@@ -1,0 +1,74 @@
+"""Newton-Schulz brings every singular value near one and leaves the singular vectors alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adarankgrad.core.orthogonalize import QUINTIC, orthogonalize
+
+from .matrices import few_examples, seeds
+
+
+def scalar_iteration(value: torch.Tensor, num_iterations: int) -> torch.Tensor:
+    """What the iteration does to one singular value."""
+    linear, cubic, quintic = QUINTIC
+    for _ in range(num_iterations):
+        value = linear * value + cubic * value**3 + quintic * value**5
+    return value
+
+
+def test_five_iterations_bring_values_above_a_hundredth_near_one():
+    values = torch.logspace(-2, 0, 10_000, dtype=torch.float64)
+    after = scalar_iteration(values, 5)
+    assert 0.67 < after.min() and after.max() < 1.21
+
+
+@given(
+    rows=st.integers(1, 12),
+    cols=st.integers(1, 12),
+    batch=st.sampled_from([(), (1,), (3,)]),
+    num_iterations=st.integers(1, 6),
+    seed=seeds,
+)
+@few_examples
+def test_singular_vectors_stay_and_values_follow_the_scalar_iteration(
+    rows, cols, batch, num_iterations, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(*batch, rows, cols, generator=generator, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    norms = values.square().sum(-1, keepdim=True).sqrt()
+    expected = left * scalar_iteration(values / norms, num_iterations).unsqueeze(-2) @ right
+    result = orthogonalize(matrix, num_iterations=num_iterations)
+    # Roundings grow with the iteration's slope, 3.4445 a round at most.
+    tolerance = 100 * QUINTIC[0] ** num_iterations * torch.finfo(torch.float64).eps
+    torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_size_of_a_matrix_does_not_matter(dtype, size):
+    matrix = torch.randn(6, 9)
+    if torch.tensor(size).to(dtype) in (0.0, torch.inf):
+        pytest.skip(f"{size} is out of range of {dtype}")
+    scaled = (matrix * size).to(dtype)
+    result = orthogonalize(scaled)
+    assert result.dtype is dtype
+    # Entries are known to eps/2 of their size; singular values move by that times √54, slope 485.
+    slope = QUINTIC[0] ** 5
+    tolerance = slope * 54**0.5 * torch.finfo(dtype).eps if dtype is torch.float32 else 0.3
+    expected = orthogonalize(matrix.double()).to(dtype)
+    torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
+
+
+def test_zero_stays_zero():
+    assert torch.equal(orthogonalize(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def test_each_matrix_of_a_stack_is_taken_by_itself():
+    stack = torch.randn(3, 5, 4, dtype=torch.float64) * torch.tensor([1e-6, 1.0, 1e6]).view(3, 1, 1)
+    single = torch.stack([orthogonalize(matrix) for matrix in stack])
+    torch.testing.assert_close(orthogonalize(stack), single)

@@ -1,0 +1,103 @@
+"""Rules for the part of a gradient outside the basis, each against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from adarankgrad.core.residual import (
+    ADAM_RMS,
+    NORM_GROWTH,
+    limit_growth,
+    normalized,
+    orthogonalized,
+    outside_basis,
+    scaled_like_adam,
+)
+
+SHAPES = [(6, 9), (9, 6), (2, 6, 9)]
+
+
+def gradient_and_basis(shape, rank=3):
+    gradient = torch.randn(shape, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(*shape[:-1], rank, dtype=torch.float64)).Q
+    return gradient, basis, basis.mT @ gradient
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_outside_has_no_coordinates_and_completes_the_gradient(shape):
+    gradient, basis, coords = gradient_and_basis(shape)
+    residual = outside_basis(gradient, basis, coords)
+    torch.testing.assert_close(basis.mT @ residual, torch.zeros_like(coords))
+    torch.testing.assert_close(residual + basis @ coords, gradient)
+
+
+def test_with_no_basis_all_of_the_gradient_is_outside():
+    gradient = torch.randn(4, 5)
+    residual = outside_basis(gradient, torch.zeros(4, 0), torch.zeros(0, 5))
+    assert torch.equal(residual, gradient)
+    assert residual.data_ptr() != gradient.data_ptr()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fira_scales_each_column_as_adam_did_inside(shape):
+    gradient, basis, coords = gradient_and_basis(shape)
+    direction = torch.randn_like(coords)
+    residual = outside_basis(gradient, basis, coords)
+    before = residual.clone()
+    scaled_like_adam(residual, coords, direction)
+    for column in range(shape[-1]):
+        factor = direction[..., column].norm(dim=-1) / (coords[..., column].norm(dim=-1) + 1e-8)
+        expected = before[..., column] * factor.unsqueeze(-1)
+        torch.testing.assert_close(residual[..., column], expected)
+
+
+def test_the_norm_grows_by_one_percent_a_step_at_most():
+    last = torch.full((1, 1), math.inf, dtype=torch.float64)
+    sizes = []
+    for size in (1.0, 100.0, 0.5, 0.504, 7.0):
+        matrix = torch.randn(4, 5, dtype=torch.float64)
+        limited = limit_growth(matrix * (size / matrix.norm()), last)
+        sizes.append(limited.norm().item())
+        assert last.item() == pytest.approx(sizes[-1])
+    expected = [1.0, NORM_GROWTH, 0.5, 0.504, 0.504 * NORM_GROWTH]
+    assert sizes == pytest.approx(expected)
+
+
+def test_after_a_step_without_gradient_the_norm_is_free_again():
+    last = torch.full((1, 1), math.inf)
+    limit_growth(torch.ones(2, 2), last)
+    assert torch.equal(limit_growth(torch.zeros(2, 2), last), torch.zeros(2, 2))
+    assert torch.equal(limit_growth(torch.ones(2, 2), last), torch.ones(2, 2))
+
+
+def test_each_matrix_of_a_stack_has_a_limit_of_its_own():
+    last = torch.full((2, 1, 1), math.inf)
+    limit_growth(torch.ones(2, 3, 4), last)
+    stack = torch.ones(2, 3, 4)
+    stack[0] *= 10
+    limited = limit_growth(stack, last)
+    torch.testing.assert_close(limited[0], torch.full((3, 4), NORM_GROWTH))
+    torch.testing.assert_close(limited[1], torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_normalized_columns_have_adams_size(shape):
+    residual = torch.randn(shape, dtype=torch.float64)
+    residual[..., 2] = 0.0
+    result = normalized(residual.clone())
+    sizes = result.square().mean(-2).sqrt()
+    expected = torch.full_like(sizes, ADAM_RMS)
+    expected[..., 2] = 0.0
+    torch.testing.assert_close(sizes, expected)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (96, 32)])
+def test_an_orthogonalized_residual_has_adams_size(shape):
+    result = orthogonalized(torch.randn(shape))
+    rms = result.square().mean().sqrt().item()
+    # Singular values between 0.67 and 1.21 in place of one.
+    assert 0.67 * ADAM_RMS < rms < 1.21 * ADAM_RMS
+    assert orthogonalized(torch.zeros(shape)).count_nonzero() == 0
