@@ -15,6 +15,7 @@ from adarankgrad.core.residual import (
     orthogonalized,
     outside_basis,
     scaled_like_adam,
+    without_rounding,
 )
 
 SHAPES = [(6, 9), (9, 6), (2, 6, 9)]
@@ -32,6 +33,26 @@ def test_what_is_outside_has_no_coordinates_and_completes_the_gradient(shape):
     residual = outside_basis(gradient, basis, coords)
     torch.testing.assert_close(basis.mT @ residual, torch.zeros_like(coords))
     torch.testing.assert_close(residual + basis @ coords, gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40, 60), (3, 20, 30)])
+def test_a_gradient_inside_the_basis_leaves_nothing_outside(dtype, shape):
+    """And one with a tenth of its energy outside keeps all of that."""
+    basis_dtype = torch.promote_types(dtype, torch.float32)
+    basis = torch.linalg.qr(torch.randn(*shape[:-1], 6, dtype=torch.float64)).Q
+    inside = basis @ torch.randn(*shape[:-2], 6, shape[-1], dtype=torch.float64)
+    outside = torch.randn(shape, dtype=torch.float64)
+    outside -= basis @ (basis.mT @ outside)
+    outside *= inside.norm() / outside.norm() / 3
+    for gradient, is_empty in ((inside, True), (inside + outside, False)):
+        gradient = gradient.to(dtype)
+        coords = basis.to(basis_dtype).mT @ gradient.to(basis_dtype)
+        residual = outside_basis(gradient, basis.to(basis_dtype), coords)
+        before = residual.clone()
+        assert before.count_nonzero() > 0
+        result = without_rounding(residual, coords)
+        assert torch.equal(result, torch.zeros_like(before) if is_empty else before)
 
 
 def test_with_no_basis_all_of_the_gradient_is_outside():

@@ -25,6 +25,7 @@ def full_rank_options(**options):
         "refresh_relative_norm": None,
         "refresh_energy": None,
         "carry": "squared",
+        "residual": "none",
         "scale": 1.0,
         **options,
     }

@@ -144,7 +144,7 @@ def test_a_moment_that_is_not_finite_never_reaches_a_factorisation():
 def test_the_step_after_a_reset_is_bias_corrected_like_a_first_step():
     param = nn.Parameter(torch.zeros(20, 16))
     full = {"max_rank": 16, "min_rank": 16, "basis": "exact", "refresh_max_gap": 3}
-    optimizer = AdaRankGrad([param], lr=0.5, eps=0.0, carry="reset", **full)
+    optimizer = AdaRankGrad([param], lr=0.5, eps=0.0, carry="reset", residual="none", **full)
     for grad in gradients():
         param.grad = grad.clone()
         before = param.detach().clone()

@@ -63,6 +63,7 @@ def subspace_descent(params: Sequence[torch.nn.Parameter], step_size: float, **o
         "refresh_norm": None,
         "refresh_relative_norm": None,
         "refresh_energy": None,
+        "residual": "none",
         **options,
     }
     return AdaRankGrad(

@@ -189,6 +189,7 @@ def adam(lr: float, **options: object) -> Callable[[list[torch.nn.Parameter]], A
         "refresh_min_gap": 1,
         "carry": "squared",
         "bias_correction": "per_direction",
+        "residual": "none",
         **options,
     }
     return lambda params: AdaRankGrad(params, lr=lr, betas=(0.9, 0.999), eps=1e-8, **chosen)

@@ -94,6 +94,7 @@ def adaptive(model: TinyTransformer) -> AdaRankGrad:
         refresh_max_gap=REFRESH_GAP,
         refresh_min_gap=1,
         carry="squared",
+        residual="none",
     )
 
 

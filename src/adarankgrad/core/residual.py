@@ -28,16 +28,38 @@ NORM_GROWTH = 1.01
 def outside_basis(matrix: Tensor, basis: Tensor, coords: Tensor, *, factor: float = 1.0) -> Tensor:
     """Return ``matrix − factor · basis @ coords`` (*batch, m, n), newly allocated.
 
+    In the matrix's dtype, but for float16, whose range coordinates may leave: then in the basis's.
+
     Args:
         matrix: (*batch, m, n), the gradient.
         basis: (*batch, m, r).
         coords: (*batch, r, n), ``basis.mT @ matrix``.
         factor: 1 but in Fira's official code (`scaled_like_adam`).
     """
+    if matrix.dtype is torch.float16:
+        matrix = matrix.to(basis.dtype)
     basis, coords = basis.to(matrix.dtype), coords.to(matrix.dtype)
     if matrix.dim() == 2:
         return torch.addmm(matrix, basis, coords, alpha=-factor)
     return torch.baddbmm(matrix, basis, coords, alpha=-factor)
+
+
+def without_rounding(residual: Tensor, coords: Tensor) -> Tensor:
+    """Zero a residual that is but rounding, where the basis holds the whole gradient.
+
+    Rules that normalise would otherwise turn it into steps of full size.
+
+    Args:
+        residual: (*batch, m, n); modified in place and returned.
+        coords: (*batch, r, n), the gradient in the basis.
+    """
+    # Four roundings of an entry, or sixteen of a basis that is orthonormal to rounding.
+    rounding = max(4 * torch.finfo(residual.dtype).eps, 16 * torch.finfo(coords.dtype).eps)
+    sizes = [
+        torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True, dtype=coords.dtype)
+        for part in (residual, coords)
+    ]
+    return residual.mul_(sizes[0] > rounding * sizes[1])
 
 
 def scaled_like_adam(residual: Tensor, coords: Tensor, direction: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ..core.residual import (
     orthogonalized,
     outside_basis,
     scaled_like_adam,
+    without_rounding,
 )
 from .options import rank_bounds, refresh_rule
 
@@ -32,6 +33,7 @@ State = dict[str, Any]
 Options = dict[str, Any]
 
 _FINDERS = {"randomized": find_range, "exact": find_range_exactly}
+_NORMALIZING = {"normalized": normalized, "orthogonalized": orthogonalized}
 
 
 def layout_for(weight: Tensor, options: Options) -> Layout:
@@ -235,10 +237,8 @@ def _residual_step(
         return None
     factor = options["scale"] if kind == "fira_official" else 1.0
     residual = outside_basis(grad_matrix, state["basis"], coords, factor=factor)
-    if kind == "normalized":
-        return normalized(residual)
-    if kind == "orthogonalized":
-        return orthogonalized(residual)
+    if kind in _NORMALIZING:
+        return _NORMALIZING[kind](without_rounding(residual, coords))
     if "residual_norm" not in state:
         state["residual_norm"] = coords.new_full((*coords.shape[:-2], 1, 1), math.inf)
     beta1, beta2 = options["betas"]

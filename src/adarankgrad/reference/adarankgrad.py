@@ -124,6 +124,20 @@ def adam(
     return M_hat / (V_hat.sqrt() + epsilon), M, V, w
 
 
+def orthogonalized(S: Tensor) -> Tensor:
+    """Ours: S with all singular values raised to about one, at the size of Adam's steps.
+
+    Five rounds of Muon's X ← a X + (b X Xᵀ + c (X Xᵀ)²) X, from X = S / ‖S‖_F; then 0.2 √max(m, n).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    norm = torch.linalg.norm(S).item()
+    X = S / norm if norm > 0 else S
+    for _ in range(5):
+        A = X @ X.T
+        X = a * X + (b * A + c * A @ A) @ X
+    return 0.2 * math.sqrt(max(S.shape)) * X
+
+
 class AdamW:
     """Adam with decoupled weight decay for one tensor: what is not projected gets this."""
 
@@ -185,6 +199,7 @@ class AdaRankGrad:
         tau: refresh when ‖Ĝ‖²_F / ‖G‖²_F < τ.
         second_moment: a rule of `moment_transformation`.
         per_direction: correct V's bias direction by direction (ours); otherwise by t alone.
+        rho: factor on the step outside the basis, `orthogonalized` (ours); 0 leaves it out.
         power_iterations: of `SSRF`, where it is used.
         generator: of Ω; None means that the basis comes from an exact decomposition.
 
@@ -224,6 +239,7 @@ class AdaRankGrad:
         tau: float | None = None,
         second_moment: str = "squared",
         per_direction: bool = True,
+        rho: float = 0.0,
         power_iterations: int = 2,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -235,6 +251,7 @@ class AdaRankGrad:
         self.max_gap, self.min_gap = max_gap, min_gap
         self.sigma_abs, self.sigma_rel, self.tau = sigma_abs, sigma_rel, tau
         self.second_moment, self.per_direction = second_moment, per_direction
+        self.rho = rho
         self.power_iterations, self.generator = power_iterations, generator
         rows, cols = W.shape
         is_tall = rows >= cols
@@ -271,16 +288,19 @@ class AdaRankGrad:
             else:
                 self.skipped += 1
         self.since += 1
-        update = torch.zeros_like(G)
+        update, outside = torch.zeros_like(G), G
         if self.Q is not None:
             G_hat = self.Q.T @ G
             self.t += 1
             N, self.M, self.V, self.w = adam(
                 G_hat, self.M, self.V, self.w, self.t, self.beta1, self.beta2, self.epsilon
             )
-            update = self.Q @ N
+            update = self.alpha * self.Q @ N
+            outside = G - self.Q @ G_hat
+        if self.rho > 0:
+            update = update + self.rho * orthogonalized(outside)
         update = update.T if self.is_right else update
-        self.W = self.W - self.eta * self.alpha * update - self.eta * self.weight_decay * self.W
+        self.W = self.W - self.eta * update - self.eta * self.weight_decay * self.W
         return self.W
 
     def refresh_due(self, G: Tensor) -> Refresh:

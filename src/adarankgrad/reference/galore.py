@@ -73,6 +73,8 @@ class GaLore:
 
     def projection(self, G: Tensor) -> Tensor:
         """The leading singular vectors on the shorter side; P, or Q for W with m ≥ n."""
+        U: Tensor
+        Vh: Tensor
         U, _, Vh = torch.linalg.svd(G, full_matrices=False)
         return Vh[: self.r].T if self.is_right else U[:, : self.r]
 

@@ -68,7 +68,9 @@ class TrainConfig:
     vocab_size: int | None = _setting(
         "Vocabulary in tokens. Default: the model's (small-llama: 4096).", None, kind="int"
     )
-    optimizer: str = _setting("adarankgrad, adarankgrad-published or adamw.", "adarankgrad")
+    optimizer: str = _setting(
+        "adarankgrad, adarankgrad-published, galore, fira or adamw.", "adarankgrad"
+    )
     optimizer_args: dict[str, Any] = _setting(
         "More arguments of the optimizer as name=value,... (Python literals).", {}, kind="dict"
     )

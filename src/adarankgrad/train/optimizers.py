@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarankgrad.optim import AdaRankGrad, param_groups
+from adarankgrad.optim import AdaRankGrad, Fira, GaLore, param_groups
+from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.matrix_step import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
 from adarankgrad.optim.report import tensor_bytes
@@ -92,6 +93,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adarankgrad-published": OptimizerSpec(
         _published, (AdaRankGrad.published, AdaRankGrad), 2e-3, 4e-3, True
     ),
+    "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, 8e-3, True),
+    "fira": OptimizerSpec(Fira, (Fira,), 1e-2, 8e-3, True),
     "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 5e-4, 4e-3, False),
 }
 
@@ -177,7 +180,7 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
         optimizer: Any of `OPTIMIZERS`.
         projected: The weights to count as projected where the optimizer itself does not say.
     """
-    if isinstance(optimizer, AdaRankGrad):
+    if isinstance(optimizer, SubspaceOptimizer):
         report = optimizer.report()
         layers = report.as_dict()["layers"]
         for layer in layers:
@@ -220,7 +223,11 @@ def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[
     for name in _RANK_SETTINGS:
         if name in settings and name not in allowed:
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{config.optimizer} has no {name}: leave {flag} out.")
+            raise UserError(f"{config.optimizer} has no {name}: leave {flag} out{_hint(allowed)}.")
+
+
+def _hint(allowed: set[str]) -> str:
+    return "; its rank is set by --optimizer-args rank=..." if "rank" in allowed else ""
 
 
 def _check_ranks_fit(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
