@@ -3,8 +3,7 @@
     python benchmarks/defaults.py
     python benchmarks/defaults.py --only carry bias_correction --seeds 0 1 2
 
-The model, text, batches and learning rates of ``pretrain_small.py``, at one rate for the projected
-weights (``--lr``). Every row differs from the defaults in what its name says. "Against defaults" is
+The model, text and batches of ``pretrain_small.py``, at one pair of learning rates. Every row differs from the defaults in what its name says. "Against defaults" is
 the median over seeds of the difference on the same seed, with the smallest and the largest one.
 """
 
@@ -28,22 +27,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "refresh_max_gap=200": {"refresh_max_gap": 200},
     "refresh_relative_norm=0.5, gap 200": {"refresh_relative_norm": 0.5, "refresh_max_gap": 200},
     "refresh_energy=0.5, gap 200": {"refresh_energy": 0.5, "refresh_max_gap": 200},
-    "energy=0.8": {"energy": 0.8},
-    "energy=0.95": {"energy": 0.95},
+    "energy=0.5": {"energy": 0.5},
+    "energy=0.9": {"energy": 0.9},
     "side=long": {"side": "long"},
+    "residual_scale=1": {"residual_scale": 1.0},
+    "residual_scale=4": {"residual_scale": 4.0},
+    "residual=normalized": {"residual": "normalized"},
+    "residual=fira, energy 0.9": {"residual": "fira", "energy": 0.9},
+    "residual=none, energy 0.9": {"residual": "none", "energy": 0.9},
 }
 
 
 def main() -> None:
     """Run what is missing, print a table, write the result."""
     parser = base_parser(__doc__.splitlines()[0])
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--plain-lr", type=float, default=8e-3)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of rows to run")
     arguments = parser.parse_args()
     names = ["defaults"] + [
         name for name in VARIANTS if name != "defaults" and name.startswith(tuple(arguments.only))
     ]
-    common = {**common_settings(arguments), "optimizer": "adarankgrad", "lr": arguments.lr}
+    rates = {"lr": arguments.lr, "plain_lr": arguments.plain_lr}
+    common = {**common_settings(arguments), "optimizer": "adarankgrad", **rates}
     cells = [
         {**common, "options": VARIANTS[name], "seed": seed}
         for seed in arguments.seeds

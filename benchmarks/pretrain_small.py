@@ -4,10 +4,10 @@
         --validation '../shared/data/novels/validation/*.txt'
 
 The model has hidden size 128, 4 layers, a vocabulary of 4096 and 1.8M parameters. At a seed, every
-optimizer gets the same initial weights and the same batches. Learning rates: embeddings, head and
-norms are trained by AdamW at one rate (``--plain-lr``) in every run, so that only the projected
-weights differ; their rate is chosen from the same grid for each optimizer, on the first seed, and
-used on the others. Warmup over a tenth of the steps, cosine decay to a tenth, clipping at norm 1.
+optimizer gets the same initial weights and the same batches. Embeddings, head and norms are trained
+by AdamW in every run. Their learning rate and that of the projected weights are chosen from the
+same grid of pairs (``--plain-lrs`` by ``--lrs``) for each optimizer, on the first seed, and used on
+the others. Warmup over a tenth of the steps, cosine decay to a tenth, clipping at norm 1.
 
 Bytes are of the projected weights' state, averaged over the run and at its highest, as shares of
 AdamW's. Finished runs are kept in ``--cells`` with a digest of the optimizer's code and of the
@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import adarankgrad
 from adarankgrad import AdaRankGrad, param_groups
+from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.train.data import find_source
 from adarankgrad.train.tokenizer import train_tokenizer
 from adarankgrad.train.tokens import encode
@@ -54,9 +55,15 @@ def published(groups: list[dict[str, Any]], **options: Any) -> AdaRankGrad:
     return AdaRankGrad.published(groups, **{"max_rank": 32, **options})
 
 
+def without_residual(groups: list[dict[str, Any]], **options: Any) -> AdaRankGrad:
+    """Our choices but for the residual, at the energy that suits them then."""
+    return AdaRankGrad(groups, **{"residual": "none", "energy": 0.9, **options})
+
+
 OPTIMIZERS = {
     "adamw": adamw,
     "adarankgrad": AdaRankGrad,
+    "adarankgrad, no residual": without_residual,
     "adarankgrad, as published": published,
 }
 
@@ -142,7 +149,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
         optimizer_s += time.perf_counter() - start
         schedule.step()
         optimizer.zero_grad()
-        if isinstance(optimizer, AdaRankGrad):
+        if isinstance(optimizer, SubspaceOptimizer):
             report = optimizer.report()
             ranks.append(report.mean_rank)
             shares.append(report.projected_state_bytes / report.adamw_projected_state_bytes)
@@ -186,6 +193,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     losses = [result["val_loss"] for result in results]
     return {
         "lr": results[0]["lr"],
+        "plain_lr": results[0]["plain_lr"],
         "val_loss": {"median": median(losses), "spread": spread(losses), "seeds": losses},
         "adamw_projected_state_bytes": results[0]["adamw_projected_state_bytes"],
         "mean_state_share": median([result["mean_state_share"] for result in results]),
@@ -204,42 +212,43 @@ def main() -> None:
 
     grid = run_cells(
         [
-            {**common, "optimizer": name, "options": {}, "lr": lr, "seed": first}
+            {**common, "optimizer": name, "options": {}, "seed": first, "lr": lr, "plain_lr": plain}
             for name in arguments.optimizers
+            for plain in arguments.plain_lrs
             for lr in arguments.lrs
         ],
         store,
         arguments.workers,
     )
-    chosen = {
-        name: min((r for r in grid if r["optimizer"] == name), key=lambda r: r["val_loss"])["lr"]
+    best = {
+        name: min((r for r in grid if r["optimizer"] == name), key=lambda r: r["val_loss"])
         for name in arguments.optimizers
     }
+    rates = {name: {key: run[key] for key in ("lr", "plain_lr")} for name, run in best.items()}
     repeats = run_cells(
         [
-            {**common, "optimizer": name, "options": {}, "lr": lr, "seed": seed}
-            for name, lr in chosen.items()
+            {**common, "optimizer": name, "options": {}, "seed": seed, **rates[name]}
+            for name in arguments.optimizers
             for seed in others
         ],
         store,
         arguments.workers,
     )
-    results = grid + repeats
     summary = {
-        name: summarize([r for r in results if (r["optimizer"], r["lr"]) == (name, lr)])
-        for name, lr in chosen.items()
+        name: summarize([run, *(r for r in repeats if r["optimizer"] == name)])
+        for name, run in best.items()
     }
     print_summary(summary)
     finish(
         "pretrain_small",
         {
-            **{key: getattr(arguments, key) for key in ("steps", "batch_size", "lrs", "plain_lr")},
+            **{key: getattr(arguments, key) for key in ("steps", "batch_size", "lrs", "plain_lrs")},
             "seq_len": SEQ_LEN,
             "seeds": arguments.seeds,
             "data": arguments.data,
             "validation": arguments.validation,
-            "commits_of_runs": sorted({result["commit"] for result in results}),
-            "grid": [{key: r[key] for key in ("optimizer", "lr", "val_loss")} for r in grid],
+            "commits_of_runs": sorted({result["commit"] for result in grid + repeats}),
+            "grid": [{key: r[key] for key in _GRID_COLUMNS} for r in grid],
             "optimizers": summary,
         },
     )
@@ -255,9 +264,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         ranks = figures["ranks_of_first_seed"]
         rank = f"{sum(ranks) / len(ranks):.1f}" if ranks else "-"
         milliseconds = f"{figures['optimizer_ms_per_step']:.1f}"
-        rows.append([name, figures["lr"], loss, *(f"{s:.3f}" for s in shares), rank, milliseconds])
-    header = ["optimizer", "lr", "val loss, median [spread]", "state", "highest", "rank", "ms/step"]
-    print_table(header, rows)
+        rates = (figures["lr"], figures["plain_lr"])
+        rows.append([name, *rates, loss, *(f"{s:.3f}" for s in shares), rank, milliseconds])
+    losses = "val loss, median [spread]"
+    print_table(["optimizer", "lr", "plain", losses, "state", "highest", "rank", "ms/step"], rows)
 
 
 def common_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +280,7 @@ def common_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": str(tokens),
         "tokens_digest": hashlib.sha256(tokens.read_bytes()).hexdigest()[:16],
         "num_threads": max(1, torch.get_num_threads() // arguments.workers),
-        **{key: getattr(arguments, key) for key in ("steps", "batch_size", "plain_lr")},
+        **{key: getattr(arguments, key) for key in ("steps", "batch_size")},
     }
 
 
@@ -279,7 +289,6 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", default="../shared/data/novels/*.txt")
     parser.add_argument("--validation", default="../shared/data/novels/validation/*.txt")
-    parser.add_argument("--plain-lr", type=float, default=4e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -292,14 +301,14 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = base_parser(__doc__.splitlines()[0])
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
-    parser.add_argument(
-        "--lrs", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
-    )
+    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--plain-lrs", type=float, nargs="+", default=[4e-3, 8e-3, 16e-3])
     return parser.parse_args()
 
 
 # What does not change a result, or is not worth keeping.
 _NOT_STORED = ("tokens", "num_threads")
+_GRID_COLUMNS = ("optimizer", "lr", "plain_lr", "val_loss")
 _IDENTITY = (
     *("optimizer", "options", "lr", "plain_lr", "steps", "batch_size", "seed"),
     *("tokens_digest", "code"),
@@ -317,7 +326,8 @@ def _key(cell: dict[str, Any]) -> str:
 
 
 def _label(cell: dict[str, Any]) -> str:
-    return f"{cell['optimizer']} {cell['options'] or ''} lr={cell['lr']} seed={cell['seed']}"
+    rates = f"lr={cell['lr']} plain={cell['plain_lr']}"
+    return f"{cell['optimizer']} {cell['options'] or ''} {rates} seed={cell['seed']}"
 
 
 def _code_digest(optimizer: str) -> str:

@@ -6,7 +6,9 @@
 The amortised step is the mean over whole refresh cycles. Its arithmetic floor is 4·m·n·r
 operations at the matrix-product rate measured in the same run for the same shapes (no bookkeeping,
 no Adam), plus streaming every gradient and weight once at the copy rate measured in the same run.
-AdamW is measured on the same weights. Ratios are within one run; set the glibc variables of the
+AdamW is measured on the same weights. The rows are of ``residual="none"``; what the default, an
+orthogonalised residual, adds to each of them is measured once, without refreshes. As a share of
+training it falls with the batch: see "Cost" in docs/method.md. Ratios are within one run; set the glibc variables of the
 Makefile, without which page faults dominate on CPU.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +41,11 @@ def make_parameters(num_layers: int) -> list[nn.Parameter]:
         parameter.grad = (left @ right / 16 + 0.1 * noise) * 1e-3
         parameters.append(parameter)
     return parameters
+
+
+def build(parameters: list[nn.Parameter], rank: int, **options: Any) -> AdaRankGrad:
+    """The optimizer at one rank."""
+    return AdaRankGrad(parameters, lr=1e-5, min_rank=rank, max_rank=rank, **options)
 
 
 def step_seconds(optimizer: torch.optim.Optimizer, cycle: int, cycles: int) -> list[float]:
@@ -72,6 +80,15 @@ def stream_seconds(parameters: list[nn.Parameter]) -> float:
     return min(seconds(lambda: torch._foreach_add_(weights, grads, alpha=1e-9), 7, 2))
 
 
+def residual_seconds(parameters: list[nn.Parameter]) -> list[float]:
+    """What an orthogonalised residual adds to a step that refreshes nothing."""
+    with_residual, without = (
+        step_seconds(build(parameters, 32, residual=kind), 2, 3)
+        for kind in ("orthogonalized", "none")
+    )
+    return [longer - shorter for longer, shorter in zip(with_residual, without, strict=True)]
+
+
 def main() -> None:
     """Measure, print a table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,7 +107,7 @@ def main() -> None:
     rows, results = [], []
     for rank in arguments.ranks:
         floor = floor_seconds(parameters, rank)
-        optimizer = AdaRankGrad(parameters, lr=1e-5, min_rank=rank, max_rank=rank)
+        optimizer = build(parameters, rank, residual="none")
         cycle = optimizer.defaults["refresh_max_gap"]
         times = step_seconds(optimizer, cycle, arguments.cycles)
         ratios = {
@@ -103,10 +120,13 @@ def main() -> None:
         rows.append([str(rank), *(f"{figure:.2f}" for figure in figures)])
         del optimizer
 
+    residual = residual_seconds(parameters)
+
     header = ["rank", "step ms", "floor ms", "/ floor", "/ AdamW foreach", "/ AdamW fused"]
     print_table(header, rows)
     for kind, times in adamw.items():
         print(f"AdamW {kind}: {median(times) * 1e3:.2f} ms")
+    print(f"an orthogonalised residual adds {median(residual) * 1e3:.0f} ms")
     finish(
         "step_time",
         {
@@ -117,6 +137,7 @@ def main() -> None:
                 kind: {"step_s": times, "spread_s": spread(times)} for kind, times in adamw.items()
             },
             "adarankgrad": results,
+            "orthogonalized_residual": {"added_s": residual, "spread_s": spread(residual)},
         },
     )
 
