@@ -3,8 +3,9 @@
     python benchmarks/defaults.py
     python benchmarks/defaults.py --only carry bias_correction --seeds 0 1 2
 
-The model, text and batches of ``pretrain_small.py``, at one pair of learning rates. Every row differs from the defaults in what its name says. "Against defaults" is
-the median over seeds of the difference on the same seed, with the smallest and the largest one.
+The model, text and batches of ``pretrain_small.py``, at one pair of learning rates. Every row
+differs from the defaults in what its name says. "Against defaults" is the median over seeds of the
+difference on the same seed, with the smallest and the largest one.
 """
 
 from __future__ import annotations

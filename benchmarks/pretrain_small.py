@@ -301,8 +301,8 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = base_parser(__doc__.splitlines()[0])
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
-    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
-    parser.add_argument("--plain-lrs", type=float, nargs="+", default=[4e-3, 8e-3, 16e-3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--plain-lrs", type=float, nargs="+", default=[8e-3, 16e-3])
     return parser.parse_args()
 
 

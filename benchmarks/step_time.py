@@ -8,8 +8,8 @@ operations at the matrix-product rate measured in the same run for the same shap
 no Adam), plus streaming every gradient and weight once at the copy rate measured in the same run.
 AdamW is measured on the same weights. The rows are of ``residual="none"``; what the default, an
 orthogonalised residual, adds to each of them is measured once, without refreshes. As a share of
-training it falls with the batch: see "Cost" in docs/method.md. Ratios are within one run; set the glibc variables of the
-Makefile, without which page faults dominate on CPU.
+training it falls with the batch (docs/method.md, "The residual"). Ratios are within one run; set
+the glibc variables of the Makefile, without which page faults dominate on CPU.
 """
 
 from __future__ import annotations
