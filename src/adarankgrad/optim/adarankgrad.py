@@ -112,7 +112,7 @@ class AdaRankGrad(SubspaceOptimizer):
         stacked: bool = False,
         max_rank: int | float = DEFAULT_MAX_RANK,
         min_rank: int | float | None = None,
-        energy: float = 0.7,
+        energy: float = 0.6,
         monotone: bool = False,
         rank_multiple: int = 1,
         scale: float = 1.0,

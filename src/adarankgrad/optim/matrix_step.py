@@ -117,8 +117,6 @@ def _coordinates(
     grad_matrix: Tensor, state: State, options: Options, layout: Layout, name: str
 ) -> Tensor:
     """The gradient in the basis, which is replaced first where that is due."""
-    if options["basis"] == "none":
-        return project(grad_matrix, state["basis"])
     coords = None
     rule = refresh_rule(options)
     age = state["steps_since_refresh"]
@@ -232,8 +230,7 @@ def _residual_step(
 ) -> Tensor | None:
     """The step outside the basis, shaped as the gradient's matrix, or None."""
     kind = options["residual"]
-    is_fira = kind in ("fira", "fira_official")
-    if kind == "none" or (is_fira and coords.shape[-2] == 0):
+    if kind == "none" or coords.shape[-2] == 0:  # no basis: no gradient was fit for a step yet
         return None
     factor = options["scale"] if kind == "fira_official" else 1.0
     residual = outside_basis(grad_matrix, state["basis"], coords, factor=factor)

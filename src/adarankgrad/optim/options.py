@@ -15,7 +15,7 @@ from ..core.residual import RESIDUALS
 DEFAULT_MAX_RANK = 0.25
 DEFAULT_MIN_RANK = 4
 
-BasisFinder = Literal["randomized", "exact", "none"]
+BasisFinder = Literal["randomized", "exact"]
 BiasCorrection = Literal["per_direction", "global"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
 BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
