@@ -63,6 +63,10 @@ BAD_FLAGS = {
         {"optimizer": "adarankgrad", "max-rank": 0.1, "min-rank": 8},
         ["min_rank", "max_rank"],
     ),
+    "rank ceiling of a fixed rank": (
+        {"optimizer": "galore", "max-rank": 4},
+        ["galore has no max_rank", "--optimizer-args rank="],
+    ),
     "rank of no columns": ({"max-rank": 0}, ["max_rank = 0", "at least 1"]),
     "share above 1": ({"max-rank": 1.5}, ["max_rank = 1.5", "(0, 1]"]),
     "rank in words": ({"max-rank": "many"}, ["--max-rank 'many'"]),

@@ -142,6 +142,17 @@ def test_adamw_reports_the_state_of_the_same_projected_weights(folder, capfd, wi
     assert not (folder / "run" / "ranks.jsonl").exists()
 
 
+@pytest.mark.parametrize("optimizer", ["galore", "fira"])
+def test_methods_of_fixed_rank_train_at_the_rank_asked_for(
+    folder, capfd, without_figures, optimizer
+):
+    flags = tiny_flags(optimizer=optimizer, optimizer_args="rank=4,refresh_every=5")
+    assert call("train", *flags, "--json") == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert summary["mean_rank"] == 4.0
+    assert summary["projected_state_bytes"] < summary["adamw_projected_state_bytes"] / 3
+
+
 def test_flags_override_the_config_file_and_both_override_defaults(folder, capfd, without_figures):
     (folder / "run.toml").write_text(
         'optimizer = "adamw"\nlr = 0.003\nseed = 5\nmax_rank = 0.5\n'
