@@ -69,6 +69,8 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_relative_norm: the same, as a share of its norm at the last refresh, or None.
         refresh_energy: replace the basis when it captures less than this share of the gradient's
             energy, or None.
+        stagger: spread the refreshes of all weights over the steps of ``refresh_max_gap``, so that
+            no step is much longer than another, but for the first.
         carry: how moments go from basis to basis: ``squared``, ``ldadam``, ``published``,
             ``keep``, ``reset`` (`core.carry.carry_moments`).
         bias_correction: of the second moment, ``per_direction`` or ``global``. Global takes a
@@ -126,6 +128,7 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_norm: float | None = None,
         refresh_relative_norm: float | None = None,
         refresh_energy: float | None = None,
+        stagger: bool = False,
         carry: Carry = "squared",
         bias_correction: BiasCorrection = "per_direction",
         residual: Residual = "orthogonalized",

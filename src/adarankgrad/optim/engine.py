@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -111,14 +112,16 @@ class SubspaceOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plain: list[tuple[Group, list[Tensor]]] = []
+        positions = itertools.count()
         for group in self.param_groups:
             plain.append((group, []))
             for name, param in named_parameters(group, self.param_groups):
+                position = next(positions)
                 if param.grad is None:
                     continue
                 _check_gradient(name, param)
                 if self._is_projected(group, name, param):
-                    self._step_projected(group, name, param)
+                    self._step_projected(group, name, param, position)
                 else:
                     plain[-1][1].append(param)
         for group, params in plain:
@@ -184,11 +187,11 @@ class SubspaceOptimizer(Optimizer):
             )
         return False
 
-    def _step_projected(self, group: Group, name: str, param: Tensor) -> None:
+    def _step_projected(self, group: Group, name: str, param: Tensor, position: int) -> None:
         state = self.state[param]
         if not state:
             state.update(new_state(param, layout_for(param, group)))
-        step_matrix(param, cast(Tensor, param.grad), state, group, name)
+        step_matrix(param, cast(Tensor, param.grad), state, group, name, position)
 
     def _step_plain(self, group: Group, params: list[Tensor]) -> None:
         if not params:

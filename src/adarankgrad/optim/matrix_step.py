@@ -18,7 +18,13 @@ from ..core.carry import Moments, carry_moments
 from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
-from ..core.refresh import RefreshReason, RefreshRule, measured_reason, scheduled_reason
+from ..core.refresh import (
+    RefreshReason,
+    RefreshRule,
+    measured_reason,
+    scheduled_reason,
+    staggered_gap,
+)
 from ..core.residual import (
     limit_growth,
     normalized,
@@ -77,7 +83,9 @@ def fits_matrix(state: State, layout: Layout) -> bool:
     return bool(state["basis"].shape == basis_shape and state["exp_avg"].shape == coords_shape)
 
 
-def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, name: str) -> None:
+def step_matrix(
+    weight: Tensor, grad: Tensor, state: State, options: Options, name: str, position: int
+) -> None:
     """Project the gradient, refresh the basis if that is due, and update the weight in place.
 
     Args:
@@ -86,10 +94,14 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
         state: from `new_state`; modified in place.
         options: the parameter group.
         name: identifies the weight to the random generator.
+        position: among all weights of the optimizer, which staggered refreshes depend on.
     """
     layout = layout_for(weight, options)
     grad_matrix = layout.view(grad)
-    coords = _coordinates(grad_matrix, state, options, layout, name)
+    rule = refresh_rule(options)
+    if options["stagger"] and state["num_refreshes"] == 1:
+        rule = rule._replace(max_gap=staggered_gap(rule.max_gap, position))
+    coords = _coordinates(grad_matrix, state, options, layout, name, rule)
     state["steps_since_refresh"] += 1
 
     direction = coords
@@ -114,11 +126,15 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
 
 
 def _coordinates(
-    grad_matrix: Tensor, state: State, options: Options, layout: Layout, name: str
+    grad_matrix: Tensor,
+    state: State,
+    options: Options,
+    layout: Layout,
+    name: str,
+    rule: RefreshRule,
 ) -> Tensor:
     """The gradient in the basis, which is replaced first where that is due."""
     coords = None
-    rule = refresh_rule(options)
     age = state["steps_since_refresh"]
     reason = scheduled_reason(rule, age, has_basis=state["basis"].shape[-1] > 0)
     # Reading a norm waits for the device, so the gradient is consulted at multiples of min_gap.

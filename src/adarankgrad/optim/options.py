@@ -40,6 +40,7 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "refresh_norm": None,
     "refresh_relative_norm": None,
     "refresh_energy": None,
+    "stagger": False,
     "carry": "keep",
     "bias_correction": "global",
     "residual": "none",
@@ -91,7 +92,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options[name] is not None:
             high = 1.0 if name == "refresh_energy" else math.inf
             _check_number(name, options[name], low=0.0, high=high)
-    for name in ("project", "stacked", "monotone", "warm_start"):
+    for name in ("project", "stacked", "monotone", "warm_start", "stagger"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
     _check_choice("side", options["side"], SIDES)
