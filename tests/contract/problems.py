@@ -102,3 +102,9 @@ def skip_at_fixed_rank(optimizer):
     """For tests of how ranks change."""
     if optimizer.defaults["energy"] == 1.0:
         pytest.skip("a method of fixed rank")
+
+
+def skip_where_turns_are_taken(optimizer):
+    """For tests of weights that are trained apart."""
+    if optimizer.defaults["stagger"]:
+        pytest.skip("a weight's turn to be refreshed depends on its place among the others")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import pytest
 import torch
 
-from .problems import assert_same_bits, make_params, train, weights_of
+from .problems import (
+    assert_same_bits,
+    make_params,
+    skip_where_turns_are_taken,
+    train,
+    weights_of,
+)
 
 
 def trained(case, **options):
@@ -35,11 +40,6 @@ def test_the_global_seed_has_no_influence(case):
     first = trained(case)
     torch.manual_seed(2)
     assert_same_bits(first, trained(case))
-
-
-def skip_where_turns_are_taken(optimizer):
-    if optimizer.defaults["stagger"]:
-        pytest.skip("a weight's turn to be refreshed depends on its place among the others")
 
 
 def test_the_order_of_the_parameters_has_no_influence_when_they_have_names(case):
