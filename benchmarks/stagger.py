@@ -1,6 +1,6 @@
 """How much longer the longest step is than the median one, with and without staggered refreshes.
 
-    python benchmarks/stagger.py                  # the matrices of a LLaMA of hidden size 512, 8 layers
+    python benchmarks/stagger.py                  # matrices of a LLaMA, hidden size 512, 8 layers
     python benchmarks/stagger.py --layers 16 --rank 64
 
 Steps are timed one by one over whole refresh periods, after the first step, which finds a basis for
