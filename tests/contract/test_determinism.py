@@ -10,7 +10,7 @@ import torch
 from .problems import (
     assert_same_bits,
     make_params,
-    skip_where_turns_are_taken,
+    skip_where_weights_depend_on_others,
     train,
     weights_of,
 )
@@ -45,7 +45,7 @@ def test_the_global_seed_has_no_influence(case):
 def test_the_order_of_the_parameters_has_no_influence_when_they_have_names(case):
     params = make_params()
     optimizer = case.build(params[::-1])
-    skip_where_turns_are_taken(optimizer)
+    skip_where_weights_depend_on_others(optimizer)
     train(optimizer, params, range(8))
     assert_same_bits(weights_of(params), trained(case))
 
@@ -53,6 +53,6 @@ def test_the_order_of_the_parameters_has_no_influence_when_they_have_names(case)
 def test_training_one_parameter_does_not_depend_on_the_others(case):
     params = make_params()
     optimizer = case.build(params[1:2])
-    skip_where_turns_are_taken(optimizer)
+    skip_where_weights_depend_on_others(optimizer)
     train(optimizer, params[1:2], range(8))
     assert torch.equal(params[1][1], trained(case)["wide"])

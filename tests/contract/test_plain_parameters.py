@@ -9,7 +9,7 @@ from .problems import (
     assert_same_bits,
     make_params,
     ranks_of,
-    skip_where_turns_are_taken,
+    skip_where_weights_depend_on_others,
     train,
     weights_of,
 )
@@ -58,7 +58,7 @@ def test_groups_with_options_of_their_own_equal_optimizers_of_their_own(case):
         for member, own in zip(params, own_options, strict=True)
     ]
     optimizer = case.build(groups)
-    skip_where_turns_are_taken(optimizer)
+    skip_where_weights_depend_on_others(optimizer)
     train(optimizer, params, range(8))
     for member, own in zip(expected, own_options, strict=True):
         train(case.build([member], **own), [member], range(8))

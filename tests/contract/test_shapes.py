@@ -10,7 +10,7 @@ from .problems import (
     gradient,
     make_params,
     ranks_of,
-    skip_where_turns_are_taken,
+    skip_where_weights_depend_on_others,
     train,
     weights_of,
 )
@@ -64,7 +64,7 @@ def test_stacked_experts_train_like_the_same_matrices_apart(case, shape):
     experts = Parameter(gradient("start", shape, 0).clone())
     apart = [Parameter(expert.clone()) for expert in experts.detach()]
     stack = case.build([{"params": [("experts", experts)], "stacked": True}], **same)
-    skip_where_turns_are_taken(stack)
+    skip_where_weights_depend_on_others(stack)
     singles = case.build([(f"expert {i}", expert) for i, expert in enumerate(apart)], **same)
     for step in range(NUM_STEPS):
         grad = gradient("experts", shape, step) + gradient("more", shape, step, "x")
