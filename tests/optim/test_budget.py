@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adarankgrad import AdaRankGrad
+from adarankgrad import AdaRankGrad, describe
 from adarankgrad.core.memory import projected_state_bytes
 from adarankgrad.core.projection import layout_of
 from adarankgrad.optim.options import parse_budget
@@ -116,6 +116,12 @@ def test_a_budget_without_anything_to_project_changes_nothing():
     weight.grad = torch.ones(8, 8)
     optimizer.step()
     assert optimizer.report().projected_state_bytes == 0
+
+
+def test_the_description_names_the_budget():
+    weight = nn.Parameter(torch.ones(8, 8))
+    assert "memory budget, 1KiB" in describe(AdaRankGrad([weight], memory_budget="1KiB"))
+    assert "budget" not in describe(AdaRankGrad([weight]))
 
 
 def test_nothing_is_bound_when_the_budget_is_checked():
