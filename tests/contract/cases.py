@@ -69,6 +69,8 @@ CASES = [
     Case("adarankgrad-monotone", AdaRankGrad, {**PAPER, "monotone": True}),
     Case("adarankgrad-refresh-energy", AdaRankGrad, {"refresh_energy": 0.7, **PAPER}),
     Case("adarankgrad-refresh-norm", AdaRankGrad, {"refresh_relative_norm": 0.8, **PAPER}),
+    Case("adarankgrad-stagger", AdaRankGrad, {**PAPER, "stagger": True}),
+    Case("adarankgrad-budget", AdaRankGrad, {**PAPER, "memory_budget": "1MiB"}),
     Case("adarankgrad-exact-basis", AdaRankGrad, {"basis": "exact", **PAPER}),
     Case("adarankgrad-published", AdaRankGrad.published, {"refresh_norm": 1e-4}),
     Case("adarankgrad-residual-fira", AdaRankGrad, {"residual": "fira"}),

@@ -102,3 +102,11 @@ def skip_at_fixed_rank(optimizer):
     """For tests of how ranks change."""
     if optimizer.defaults["energy"] == 1.0:
         pytest.skip("a method of fixed rank")
+
+
+def skip_where_weights_depend_on_others(optimizer):
+    """For tests of weights that are trained apart."""
+    if optimizer.defaults["stagger"]:
+        pytest.skip("a weight's turn to be refreshed depends on its place among the others")
+    if optimizer.defaults["memory_budget"] is not None:
+        pytest.skip("a weight's rank depends on what the others leave it")

@@ -22,7 +22,7 @@ def held_bytes(optimizer, param):
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for key, value in optimizer.state[param].items()
-        if isinstance(value, Tensor) and key != "step"
+        if isinstance(value, Tensor) and key not in ("step", "energies")
     }
     return sum(storages.values())
 

@@ -11,6 +11,7 @@ from adarankgrad.core.refresh import (
     RefreshRule,
     measured_reason,
     scheduled_reason,
+    staggered_gap,
 )
 
 
@@ -85,3 +86,15 @@ def test_reasons_are_integers_that_state_can_hold_and_keep_their_values():
         "NORM": 3,
         "ENERGY": 4,
     }
+
+
+@pytest.mark.parametrize("max_gap", [1, 2, 7, 50, 200])
+@pytest.mark.parametrize("num_weights", [1, 3, 56, 400])
+def test_staggered_first_periods_spread_the_refreshes_evenly(max_gap, num_weights):
+    """By the three-gap theorem multiples of the golden ratio leave gaps of three sizes, the largest
+    less than 1.9 times the mean: no step gets more than two above its share, rounded up.
+    """
+    gaps = [staggered_gap(max_gap, position) for position in range(num_weights)]
+    assert min(gaps) >= 1 and max(gaps) == gaps[0] == max_gap
+    busiest = max(gaps.count(gap) for gap in set(gaps))
+    assert busiest <= math.ceil(num_weights / max_gap) + 2

@@ -221,3 +221,22 @@ def test_a_complex_matrix_is_trained_by_plain_adamw():
     with pytest.warns(UserWarning, match="is complex; it is trained by plain AdamW"):
         optimizer.step()
     assert "basis" not in optimizer.state[param]
+
+
+def test_staggered_refreshes_come_one_by_one_and_then_keep_their_gap():
+    """Eight weights, a gap of eight: all need a first basis, and no two are due together again."""
+    weights = [nn.Parameter(torch.randn(12, 10)) for _ in range(8)]
+    optimizer = AdaRankGrad(weights, refresh_max_gap=8, stagger=True)
+    due: list[list[int]] = []
+    before = [0] * 8
+    for _ in range(26):
+        for weight in weights:
+            weight.grad = torch.randn(12, 10)
+        optimizer.step()
+        counts = [layer.num_refreshes for layer in optimizer.report().layers]
+        due.append([i for i in range(8) if counts[i] > before[i]])
+        before = counts
+    assert due[0] == list(range(8)) and due[1:9] != [[]] * 8
+    assert max(len(layers) for layers in due[1:]) <= 2
+    assert sum(len(layers) for layers in due[1:9]) == 8
+    assert due[9:17] == due[1:9] and due[17:25] == due[1:9]

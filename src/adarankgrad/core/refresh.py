@@ -12,6 +12,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 class RefreshReason(enum.IntEnum):
     """Why a basis was refreshed. An integer, so that it can live in optimizer state."""
@@ -44,6 +46,23 @@ class RefreshRule(NamedTuple):
     def reads_gradient(self) -> bool:
         """Whether any threshold depends on the gradient, and so needs its norms."""
         return any(t is not None for t in (self.norm, self.relative_norm, self.energy))
+
+
+def staggered_gap(max_gap: int, position: int) -> int:
+    """Length of the first period of one weight, so that weights are refreshed at different steps.
+
+    All weights need a basis at the first step; every later refresh of a weight comes ``max_gap``
+    steps after the one before. Multiples of the golden ratio fill the periods evenly, however many
+    weights there are, so that a weight's turn does not depend on those behind it.
+
+    Args:
+        max_gap: steps between two refreshes, at least 1.
+        position: of the weight among all weights, at least 0.
+
+    Returns:
+        Between 1 and ``max_gap``.
+    """
+    return max_gap - int((position * _GOLDEN_RATIO) % 1.0 * max_gap)
 
 
 def scheduled_reason(rule: RefreshRule, steps_since_refresh: int, has_basis: bool) -> RefreshReason:

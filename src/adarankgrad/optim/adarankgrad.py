@@ -69,6 +69,8 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_relative_norm: the same, as a share of its norm at the last refresh, or None.
         refresh_energy: replace the basis when it captures less than this share of the gradient's
             energy, or None.
+        stagger: spread the refreshes of all weights over the steps of ``refresh_max_gap``, so that
+            no step is much longer than another, but for the first.
         carry: how moments go from basis to basis: ``squared``, ``ldadam``, ``published``,
             ``keep``, ``reset`` (`core.carry.carry_moments`).
         bias_correction: of the second moment, ``per_direction`` or ``global``. Global takes a
@@ -79,10 +81,15 @@ class AdaRankGrad(SubspaceOptimizer):
         residual_scale: factor on that step, at least 0. At 1 an orthogonalised step has the size of
             Adam's on a matrix of full rank.
         adam_convention: ``torch``, or ``transformers`` (`core.adam.corrected_eps`).
+        memory_budget: state bytes of all projected weights together, never exceeded: an int or text
+            such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are allotted by captured
+            energy per byte and anew at refreshes, below each weight's ``max_rank``; ``energy`` may
+            ask for less (`core.budget`). Of the whole optimizer, not of a group.
         seed: of the private random generators.
 
     Raises:
-        ValueError: if an option is out of range, or at a step if a gradient is sparse.
+        ValueError: if an option is out of range, the budget does not hold every weight's
+            ``min_rank``, or at a step if a gradient is sparse.
 
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m, float32 (float64 under
     float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
@@ -126,11 +133,13 @@ class AdaRankGrad(SubspaceOptimizer):
         refresh_norm: float | None = None,
         refresh_relative_norm: float | None = None,
         refresh_energy: float | None = None,
+        stagger: bool = False,
         carry: Carry = "squared",
         bias_correction: BiasCorrection = "per_direction",
         residual: Residual = "orthogonalized",
         residual_scale: float = 2.0,
         adam_convention: AdamConvention = "torch",
+        memory_budget: int | float | str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(params, self.chosen_options(locals()))

@@ -8,7 +8,9 @@ resuming need no more than torch's own optimizers do.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,7 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ..core.adam import corrected_eps, weight_factors
-from .matrix_step import fits_matrix, layout_for, new_state, step_matrix
+from .budget import RankBudget, budget_bytes, claimant_of
+from .matrix_step import KEPT_ON_CPU, Turn, fits_matrix, layout_for, new_state, step_matrix
 from .options import ENGINE_DEFAULTS, check_options
 from .report import OptimizerReport, build_report, named_parameters
 
@@ -79,6 +82,7 @@ class SubspaceOptimizer(Optimizer):
             param_group = self.engine_options(param_group)
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        self._check_budget()
 
     def _check_names(self, param_group: Group) -> None:
         known = set(inspect.signature(type(self)).parameters) - {"params"}
@@ -111,14 +115,17 @@ class SubspaceOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plain: list[tuple[Group, list[Tensor]]] = []
+        positions = itertools.count()
+        budget = functools.cache(self._divide_budget)
         for group in self.param_groups:
             plain.append((group, []))
             for name, param in named_parameters(group, self.param_groups):
+                position = next(positions)
                 if param.grad is None:
                     continue
                 _check_gradient(name, param)
                 if self._is_projected(group, name, param):
-                    self._step_projected(group, name, param)
+                    self._step_projected(group, name, param, position, budget)
                 else:
                     plain[-1][1].append(param)
         for group, params in plain:
@@ -173,6 +180,32 @@ class SubspaceOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
+    @property
+    def _memory_budget(self) -> Any:
+        return self.param_groups[0]["memory_budget"]
+
+    def _divide_budget(self) -> RankBudget:
+        """Allot ranks to all projected weights, by what is known of their gradients now."""
+        claimants = [
+            claimant_of(param, self.state.get(param, {}), group)
+            for group in self.param_groups
+            for param in group["params"]
+            if _is_matrix_to_project(param, group)
+        ]
+        params = [claimant.param for claimant in claimants]
+        return RankBudget(claimants, budget_bytes(self._memory_budget, params))
+
+    def _check_budget(self) -> None:
+        """See that there is one budget, and that it holds every weight's minimum rank."""
+        budgets = {group["memory_budget"] for group in self.param_groups}
+        if len(budgets) > 1:
+            raise ValueError(
+                f"memory_budget is of the whole optimizer, but its groups have {budgets}; give it "
+                "to the constructor"
+            )
+        if budgets != {None}:
+            self._divide_budget()
+
     def _is_projected(self, group: Group, name: str, param: Tensor) -> bool:
         if _is_matrix_to_project(param, group):
             return True
@@ -184,11 +217,20 @@ class SubspaceOptimizer(Optimizer):
             )
         return False
 
-    def _step_projected(self, group: Group, name: str, param: Tensor) -> None:
+    def _step_projected(
+        self,
+        group: Group,
+        name: str,
+        param: Tensor,
+        position: int,
+        budget: Callable[[], RankBudget],
+    ) -> None:
         state = self.state[param]
         if not state:
             state.update(new_state(param, layout_for(param, group)))
-        step_matrix(param, cast(Tensor, param.grad), state, group, name)
+        has_budget = self._memory_budget is not None
+        turn = Turn(name, position, (lambda: budget().max_rank(param)) if has_budget else None)
+        step_matrix(param, cast(Tensor, param.grad), state, group, turn)
 
     def _step_plain(self, group: Group, params: list[Tensor]) -> None:
         if not params:
@@ -277,8 +319,8 @@ def _copied_to(value: Any, device: torch.device) -> Any:
     """A copy of one parameter's state on the parameter's device, dtypes kept."""
     copied = {}
     for key, entry in value.items():
-        is_counter = key == "step"  # torch's AdamW wants its step tensor where it was
-        if isinstance(entry, Tensor):
-            entry = entry.clone() if is_counter else entry.to(device, copy=True)
+        if isinstance(entry, Tensor):  # torch's AdamW wants its step tensor where it was
+            stays = key in KEPT_ON_CPU
+            entry = entry.clone() if stays else entry.to(device, copy=True)
         copied[key] = entry
     return copied

@@ -39,6 +39,7 @@ class Fira(SubspaceOptimizer):
         rank: an int (columns) or a float in (0, 1] (share of the short side). The paper takes
             128, 256, 256 and 512 for LLaMA 60M, 130M, 350M and 1B; the default is ours.
         refresh_every: steps between bases, at least 1; the paper's T.
+        stagger: spread the refreshes of all weights over these steps; not in the paper.
         scale: factor on the lifted update, at least 0; the paper's α.
         residual: ``paper``, G − P Pᵀ G, or ``official``, G − scale · P Pᵀ G.
         residual_scale: factor on the residual step, at least 0; 1 in the paper.
@@ -73,6 +74,7 @@ class Fira(SubspaceOptimizer):
         stacked: bool = False,
         rank: int | float = DEFAULT_MAX_RANK,
         refresh_every: int = 200,
+        stagger: bool = False,
         scale: float = 0.25,
         residual: Literal["paper", "official"] = "paper",
         residual_scale: float = 1.0,

@@ -134,6 +134,7 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             adamw_bytes += full
             shape = "x".join(map(str, param.shape))
             rows.append((name, shape, str(rank), mib(held), mib(full)))
+    budget = group_list[0].get("memory_budget") if group_list else None
     header = ("projected weight", "shape", "max rank", "state MiB", "AdamW MiB")
     share = ceiling_bytes / adamw_bytes if adamw_bytes else 0.0
     return "\n".join(
@@ -141,6 +142,7 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             *aligned([header, *rows]),
             f"projected: {num_projected:,} weights in {len(rows)} matrices, at most "
             f"{mib(ceiling_bytes)} MiB of state, {share:.0%} of AdamW's {mib(adamw_bytes)} MiB",
+            *([] if budget is None else [f"together within the memory budget, {budget}"]),
             f"plain AdamW: {num_plain:,} weights, {mib(plain_bytes)} MiB of state",
         ]
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,13 @@ from ..core.carry import Moments, carry_moments
 from ..core.projection import Layout, layout_of, lift_into_, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
-from ..core.refresh import RefreshReason, RefreshRule, measured_reason, scheduled_reason
+from ..core.refresh import (
+    RefreshReason,
+    RefreshRule,
+    measured_reason,
+    scheduled_reason,
+    staggered_gap,
+)
 from ..core.residual import (
     limit_growth,
     normalized,
@@ -29,11 +36,28 @@ from ..core.residual import (
 )
 from .options import rank_bounds, refresh_rule
 
+KEPT_ON_CPU = ("step", "energies")
+"""Counters and spectra in a parameter's state, read by the host and not counted as its bytes."""
+
 State = dict[str, Any]
 Options = dict[str, Any]
 
 _FINDERS = {"randomized": find_range, "exact": find_range_exactly}
 _NORMALIZING = {"normalized": normalized, "orthogonalized": orthogonalized}
+
+
+class Turn(NamedTuple):
+    """What a step of one weight depends on besides its gradient, state and options.
+
+    Attributes:
+        name: identifies the weight to the random generator.
+        position: among all weights of the optimizer, which staggered refreshes depend on.
+        max_rank: the highest rank that a common budget leaves it now; None without a budget.
+    """
+
+    name: str
+    position: int
+    max_rank: Callable[[], int] | None = None
 
 
 def layout_for(weight: Tensor, options: Options) -> Layout:
@@ -77,7 +101,7 @@ def fits_matrix(state: State, layout: Layout) -> bool:
     return bool(state["basis"].shape == basis_shape and state["exp_avg"].shape == coords_shape)
 
 
-def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, name: str) -> None:
+def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, turn: Turn) -> None:
     """Project the gradient, refresh the basis if that is due, and update the weight in place.
 
     Args:
@@ -85,11 +109,11 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
         grad: its dense gradient.
         state: from `new_state`; modified in place.
         options: the parameter group.
-        name: identifies the weight to the random generator.
+        turn: whose turn it is.
     """
     layout = layout_for(weight, options)
     grad_matrix = layout.view(grad)
-    coords = _coordinates(grad_matrix, state, options, layout, name)
+    coords = _coordinates(grad_matrix, state, options, layout, turn)
     state["steps_since_refresh"] += 1
 
     direction = coords
@@ -114,11 +138,13 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, na
 
 
 def _coordinates(
-    grad_matrix: Tensor, state: State, options: Options, layout: Layout, name: str
+    grad_matrix: Tensor, state: State, options: Options, layout: Layout, turn: Turn
 ) -> Tensor:
     """The gradient in the basis, which is replaced first where that is due."""
-    coords = None
     rule = refresh_rule(options)
+    if options["stagger"] and state["num_refreshes"] == 1:
+        rule = rule._replace(max_gap=staggered_gap(rule.max_gap, turn.position))
+    coords = None
     age = state["steps_since_refresh"]
     reason = scheduled_reason(rule, age, has_basis=state["basis"].shape[-1] > 0)
     # Reading a norm waits for the device, so the gradient is consulted at multiples of min_gap.
@@ -126,7 +152,7 @@ def _coordinates(
         coords = project(grad_matrix, state["basis"])
         reason = _measured_reason(rule, grad_matrix, coords, state)
     if reason is not RefreshReason.NONE:
-        refreshed = _refresh(grad_matrix, state, options, layout, name, reason)
+        refreshed = _refresh(grad_matrix, state, options, layout, turn, reason)
         coords = coords if refreshed is None else refreshed
     return project(grad_matrix, state["basis"]) if coords is None else coords
 
@@ -144,7 +170,7 @@ def _refresh(
     state: State,
     options: Options,
     layout: Layout,
-    name: str,
+    turn: Turn,
     reason: RefreshReason,
 ) -> Tensor | None:
     """Find a new basis, carry the moments to it, and return the gradient's coordinates in it.
@@ -157,9 +183,12 @@ def _refresh(
         state["num_skipped_refreshes"] += 1
         return None
 
-    subspace = _find_subspace(grad_matrix, state, options, layout, name)
+    subspace = _find_subspace(grad_matrix, state, options, layout, turn.name)
     old_rank = state["basis"].shape[-1]
     min_rank, max_rank = rank_bounds(options, layout)
+    if turn.max_rank is not None:
+        max_rank = min(max_rank, turn.max_rank())
+        _note_energies(state, subspace)
     rank = choose_rank(
         subspace.energies,
         subspace.total,
@@ -207,6 +236,13 @@ def _find_subspace(
         start=state["exp_avg"] if is_warm else None,
         generator=_generator(grad_matrix.device, options["seed"], name, state["num_refreshes"]),
     )
+
+
+def _note_energies(state: State, subspace: Subspace) -> None:
+    """Keep what a common budget is divided by; a stack counts as one matrix."""
+    energies = subspace.energies.double().reshape(-1, subspace.energies.shape[-1])
+    state["energies"] = energies.sum(0).to("cpu", state["basis"].dtype)
+    state["total_energy"] = float(subspace.total.double().sum())
 
 
 def _carry(basis: Tensor, state: State, options: Options) -> None:

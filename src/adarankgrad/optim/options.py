@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,8 @@ BasisFinder = Literal["randomized", "exact"]
 BiasCorrection = Literal["per_direction", "global"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
 BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 # What a named optimizer does not set: one basis of fixed rank, moments kept, nothing outside it.
 ENGINE_DEFAULTS: dict[str, Any] = {
@@ -40,11 +43,13 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "refresh_norm": None,
     "refresh_relative_norm": None,
     "refresh_energy": None,
+    "stagger": False,
     "carry": "keep",
     "bias_correction": "global",
     "residual": "none",
     "residual_scale": 1.0,
     "adam_convention": "torch",
+    "memory_budget": None,
     "seed": 0,
 }
 
@@ -91,15 +96,35 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options[name] is not None:
             high = 1.0 if name == "refresh_energy" else math.inf
             _check_number(name, options[name], low=0.0, high=high)
-    for name in ("project", "stacked", "monotone", "warm_start"):
+    for name in ("project", "stacked", "monotone", "warm_start", "stagger"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
+    parse_budget(options["memory_budget"])
     _check_choice("side", options["side"], SIDES)
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)
     _check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
     _check_choice("residual", options["residual"], RESIDUALS)
     _check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
+
+
+def parse_budget(budget: Any) -> int | float | None:
+    """Read a memory budget: bytes as an int or as ``"512MiB"``, a float as a share of AdamW's.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    match = _SIZE.fullmatch(budget.strip()) if isinstance(budget, str) else None
+    if match is not None and match[2] in _UNITS:
+        budget = int(float(match[1]) * _UNITS[match[2]])
+    is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+    is_share = isinstance(budget, float) and 0.0 < budget <= 1.0
+    if budget is None or is_count or is_share:
+        return budget  # type: ignore[no-any-return]
+    raise ValueError(
+        "memory_budget must be bytes (an int, or text such as '512MiB'), a float in (0, 1] (share "
+        f"of AdamW's state of the projected weights) or None, got {budget!r}"
+    )
 
 
 def resolve_rank(rank: int | float, layout: Layout) -> int:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.memory import adam_state_bytes
 from ..core.refresh import RefreshReason
-from .matrix_step import layout_for
+from .matrix_step import KEPT_ON_CPU, layout_for
 from .options import resolve_rank
 from .text_table import aligned, mib
 
@@ -213,9 +213,9 @@ def _layer_report(
 
 
 def tensor_bytes(state: dict[str, Any]) -> int:
-    """Bytes of the tensors in one parameter's state (moments, basis), without step counters."""
+    """Bytes of the tensors in one parameter's state (moments, basis), but for those on the CPU."""
     return sum(
         value.numel() * value.element_size()
         for key, value in state.items()
-        if isinstance(value, Tensor) and key != "step"
+        if isinstance(value, Tensor) and key not in KEPT_ON_CPU
     )

@@ -1,0 +1,119 @@
+"""The rank ceilings that a budget of state bytes leaves each weight, as training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.budget import allocate_ranks, gains_before_any_gradient, gains_of
+from ..core.memory import adam_state_bytes, projected_state_bytes
+from .matrix_step import layout_for
+from .options import parse_budget, rank_bounds
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """One projected weight that takes part in a budget.
+
+    Attributes:
+        param: the weight.
+        state: its optimizer state, empty before its first step.
+        cost: bytes of one direction.
+        fixed: bytes that do not depend on the rank.
+        min_rank: floor.
+        max_rank: ceiling.
+    """
+
+    param: Tensor
+    state: dict[str, Any]
+    cost: int
+    fixed: int
+    min_rank: int
+    max_rank: int
+
+    @property
+    def reserved_rank(self) -> int:
+        """The rank it has, or is sure to get."""
+        basis = self.state.get("basis")
+        return self.min_rank if basis is None else max(self.min_rank, basis.shape[-1])
+
+    @property
+    def gains(self) -> Tensor:
+        """What each direction is worth, by the last gradient that was factorised."""
+        energies = self.state.get("energies")
+        if energies is None:
+            return gains_before_any_gradient(self.max_rank, self.param.numel())
+        total = self.state["total_energy"]
+        return gains_of(energies[: self.max_rank].double(), total, self.param.numel())
+
+
+class RankBudget:
+    """Ceilings under one budget, for one optimizer step.
+
+    All matrices are allotted ranks by what is known of their gradients when a step begins, and a
+    matrix never takes bytes that another still holds. So the budget holds at every moment, and a
+    matrix may have to wait a refresh for its share.
+
+    Args:
+        claimants: all projected weights.
+        budget: bytes for all of them.
+
+    Raises:
+        ValueError: if the budget does not hold the minimum ranks.
+    """
+
+    def __init__(self, claimants: list[Claimant], budget: int) -> None:
+        self._claimants = {claimant.param: claimant for claimant in claimants}
+        self._budget = budget - sum(claimant.fixed for claimant in claimants)
+        ranks = allocate_ranks(
+            [claimant.gains for claimant in claimants],
+            [claimant.cost for claimant in claimants],
+            [claimant.min_rank for claimant in claimants],
+            self._budget,
+        )
+        self._allotted = dict(zip(self._claimants, ranks, strict=True))
+
+    def max_rank(self, param: Tensor) -> int:
+        """The highest rank that a weight may take now."""
+        own = self._claimants[param]
+        others = sum(
+            claimant.reserved_rank * claimant.cost
+            for claimant in self._claimants.values()
+            if claimant is not own
+        )
+        affordable = (self._budget - others) // own.cost
+        return max(own.min_rank, min(self._allotted[param], affordable))
+
+
+def claimant_of(param: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Claimant:
+    """Describe a projected weight to a budget."""
+    layout = layout_for(param, options)
+    width = torch.promote_types(param.dtype, torch.float32).itemsize
+    min_rank, max_rank = rank_bounds(options, layout)
+    return Claimant(
+        param=param,
+        state=state,
+        cost=projected_state_bytes(layout, 1, width),
+        fixed=layout.num_matrices * width if options["residual"].startswith("fira") else 0,
+        min_rank=min(min_rank, max_rank),
+        max_rank=max_rank,
+    )
+
+
+def budget_bytes(budget: Any, params: Iterable[Tensor]) -> int:
+    """Turn a ``memory_budget`` option, as `parse_budget` reads it, into bytes.
+
+    Args:
+        budget: the option, not None.
+        params: the projected weights, whose AdamW state a share refers to.
+    """
+    parsed = parse_budget(budget)
+    if isinstance(parsed, float):
+        adamw_bytes = sum(adam_state_bytes(p.numel(), p.element_size()) for p in params)
+        return int(parsed * adamw_bytes)
+    assert parsed is not None
+    return parsed
