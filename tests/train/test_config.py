@@ -143,7 +143,9 @@ def test_a_rate_that_is_given_alone_applies_to_all_weights():
 
 def test_every_registered_optimizer_trains_and_is_measured():
     for name in OPTIMIZERS:
-        config = resolve(config_for(optimizer=name, max_rank=8))
+        is_fixed = name in ("galore", "fira")
+        rank = {"optimizer_args": {"rank": 8}} if is_fixed else {"max_rank": 8}
+        config = resolve(config_for(optimizer=name, **rank))
         model = build_model(plan_model(config, None), 0)
         groups = group_parameters(model, config)
         optimizer = build_optimizer(groups, config)

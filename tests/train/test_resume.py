@@ -218,7 +218,7 @@ def test_a_resume_that_contradicts_the_run_names_the_setting(settings, stop_afte
     with pytest.raises(Interrupted):
         run(settings())
     for change, expected in (
-        ({"lr": 0.5}, "lr = 0.5: it was 0.0005"),
+        ({"lr": 0.5}, "lr = 0.5: it was 0.001"),
         ({"seq_len": 8}, "seq_len = 8: it was 16"),
         ({"steps": 20}, "steps = 20: it was 12.*constant"),
         ({"max_rank": 4}, "max_rank = 4: it was not set"),

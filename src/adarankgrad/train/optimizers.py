@@ -87,15 +87,16 @@ def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     return AdaRankGrad.published(groups, **{"max_rank": DEFAULT_MAX_RANK, **options})
 
 
-# The rates are the best of benchmarks/pretrain_small.py, for a model of that size.
+# Near the best of benchmarks/pretrain_small.py, for a model of that size, and the lower of two that
+# are close. GaLore's and Fira's are their papers'.
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 2e-3, 4e-3, True),
+    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 4e-3, 8e-3, True),
     "adarankgrad-published": OptimizerSpec(
-        _published, (AdaRankGrad.published, AdaRankGrad), 2e-3, 4e-3, True
+        _published, (AdaRankGrad.published, AdaRankGrad), 4e-3, 8e-3, True
     ),
     "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, 8e-3, True),
     "fira": OptimizerSpec(Fira, (Fira,), 1e-2, 8e-3, True),
-    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 5e-4, 4e-3, False),
+    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, 8e-3, False),
 }
 
 
