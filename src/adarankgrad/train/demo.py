@@ -42,7 +42,7 @@ class DemoRun:
 
 # Each the best of a grid on this text (docs/log.md); embeddings, head and norms share one rate.
 PLAIN_LR = 1.6e-2
-DEMO_RUNS = (DemoRun("AdamW", "adamw", 1e-3), DemoRun("AdaRankGrad", "adarankgrad", 8e-3))
+DEMO_RUNS = (DemoRun("AdamW", "adamw", 1e-3), DemoRun("AdaRankGrad", "adarankgrad", 4e-3))
 
 
 @dataclass(frozen=True)
