@@ -94,6 +94,12 @@ def test_after_a_step_without_gradient_the_norm_is_free_again():
     assert torch.equal(limit_growth(torch.ones(2, 2), last), torch.ones(2, 2))
 
 
+def test_a_first_norm_out_of_range_limits_nothing():
+    matrix = torch.full((3, 3), 1e30)
+    last = torch.full((1, 1), math.inf)
+    assert torch.equal(limit_growth(matrix.clone(), last), matrix)
+
+
 def test_each_matrix_of_a_stack_has_a_limit_of_its_own():
     last = torch.full((2, 1, 1), math.inf)
     limit_growth(torch.ones(2, 3, 4), last)
@@ -113,6 +119,20 @@ def test_normalized_columns_have_adams_size(shape):
     expected = torch.full_like(sizes, ADAM_RMS)
     expected[..., 2] = 0.0
     torch.testing.assert_close(sizes, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_columns_of_any_size_are_normalized_and_zero_ones_stay_zero(dtype):
+    """A thousand rows, whose factor over the smallest normal number would be infinite."""
+    residual = torch.randn(1000, 4).clamp(-3, 3) * torch.tensor([0.0, 1e-30, 1.0, 1e30])
+    residual = residual.nan_to_num().clamp(-6e4, 6e4) if dtype is torch.float16 else residual
+    is_kept = residual.to(dtype).abs().amax(0) > 0
+    result = normalized(residual.to(dtype)).float()
+    assert result.isfinite().all()
+    sizes = result.square().mean(0).sqrt()
+    # A thousand entries, each rounded to the dtype three times.
+    expected = torch.where(is_kept, ADAM_RMS, 0.0)
+    torch.testing.assert_close(sizes, expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (96, 32)])

@@ -27,7 +27,7 @@ def orthogonalize(matrix: Tensor, *, num_iterations: int = 5) -> Tensor:
     Returns:
         The same shape and dtype, newly allocated.
 
-    Memory: two temporaries of the matrix's size and two of short side squared.
+    Memory: three temporaries of the matrix's size and three of short side squared.
     """
     dtype = _working_dtype(matrix)
     is_tall = matrix.shape[-2] > matrix.shape[-1]

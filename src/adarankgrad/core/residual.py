@@ -88,11 +88,10 @@ def limit_growth(residual: Tensor, last_norm: Tensor, *, unit: float = 1.0) -> T
         unit: the norms are compared in this unit; Fira's code leaves Adam's bias correction out.
     """
     norm = torch.linalg.vector_norm(residual, dim=(-2, -1), keepdim=True).to(last_norm.dtype) / unit
-    limits = torch.where(last_norm > 0, NORM_GROWTH * last_norm, math.inf)
-    limited = torch.minimum(norm, limits)
-    last_norm.copy_(limited)
-    tiny = torch.finfo(limited.dtype).tiny
-    return residual.mul_((limited / norm.clamp_min(tiny)).to(residual.dtype))
+    limit = torch.where(last_norm > 0, NORM_GROWTH * last_norm, math.inf)
+    is_above = norm > limit
+    last_norm.copy_(torch.where(is_above, limit, norm))
+    return residual.mul_(torch.where(is_above, limit / norm, 1.0).to(residual.dtype))
 
 
 def normalized(residual: Tensor) -> Tensor:
@@ -101,9 +100,11 @@ def normalized(residual: Tensor) -> Tensor:
     Args:
         residual: (*batch, m, n); modified in place and returned.
     """
-    sizes = torch.linalg.vector_norm(residual, dim=-2, keepdim=True)
     tiny = torch.finfo(residual.dtype).tiny
-    return residual.mul_(ADAM_RMS * math.sqrt(residual.shape[-2]) / sizes.clamp_min(tiny))
+    # Twice, since squares of tiny or huge entries may leave the range that the entries are in.
+    residual.div_(residual.abs().amax(-2, keepdim=True).clamp_min(tiny))
+    residual.div_(torch.linalg.vector_norm(residual, dim=-2, keepdim=True).clamp_min(tiny))
+    return residual.mul_(ADAM_RMS * math.sqrt(residual.shape[-2]))
 
 
 def orthogonalized(residual: Tensor) -> Tensor:

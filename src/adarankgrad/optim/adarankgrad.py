@@ -31,13 +31,13 @@ class AdaRankGrad(SubspaceOptimizer):
     Parameters that are not projected (fewer than two axes, or in a group with ``project=False``)
     are trained by AdamW with the same options.
 
-    Differs from the paper, which drops the remainder: with it, half the rank reaches a clearly
-    lower loss (``docs/log.md``), and a step costs about 30·min²·max operations a matrix more,
-    which is 5·min/tokens of what forward and backward pass cost. ``residual="none"`` is the
-    paper's, best with ``energy=0.9`` or more. The defaults also refresh more often through a
-    warm-started basis, carry the second moment so that it cannot turn negative, and correct its
-    bias direction by direction, so that no step is several times too long (``core/carry.py`` says
-    why). `published` is the method as published.
+    Differs from the paper, which drops the remainder: with it, less than half the rank reaches a
+    clearly lower loss (``docs/log.md``), and a step costs about 30·min²·max operations a matrix
+    more, which is 5·min/tokens of what forward and backward pass cost. ``residual="normalized"`` is
+    cheap, ``residual="none"`` is the paper's; both are best with ``energy=0.9`` or more. The
+    defaults also refresh more often through a warm-started basis, carry the second moment so that
+    it cannot turn negative, and correct its bias direction by direction, so that no step is several
+    times too long (``core/carry.py`` says why). `published` is the method as published.
 
     Args:
         params: parameters, named parameters or groups; `param_groups` builds groups from a model.
@@ -94,7 +94,7 @@ class AdaRankGrad(SubspaceOptimizer):
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m, float32 (float64 under
     float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
     ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
-    of one matrix: three times it for ``orthogonalized``, once otherwise.
+    of one matrix: four times it for ``orthogonalized``, twice otherwise.
 
     Example:
         >>> import torch
