@@ -103,6 +103,14 @@ def test_a_budget_too_small_for_the_minimum_ranks_is_refused_at_once():
         AdaRankGrad([{"params": weights}], min_rank=4, memory_budget=1000)
 
 
+def test_a_group_that_the_budget_does_not_hold_is_not_added():
+    weights = [nn.Parameter(torch.ones(20, 20)) for _ in range(2)]
+    optimizer = AdaRankGrad(weights[:1], min_rank=4, memory_budget=1000)
+    with pytest.raises(ValueError, match="minimum ranks"):
+        optimizer.add_param_group({"params": weights[1:]})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_budget_of_one_group_alone_is_refused():
     groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "memory_budget": 0.5}]
     groups.append({"params": [nn.Parameter(torch.ones(4, 4))]})

@@ -82,7 +82,11 @@ class SubspaceOptimizer(Optimizer):
             param_group = self.engine_options(param_group)
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        self._check_budget()
+        try:
+            self._check_budget()
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def _check_names(self, param_group: Group) -> None:
         known = set(inspect.signature(type(self)).parameters) - {"params"}
