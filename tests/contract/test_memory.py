@@ -124,9 +124,9 @@ def test_state_is_smaller_than_that_of_adamw(case):
     assert report.projected_state_bytes < adamw_bytes / 2
 
 
-def skip_where_a_residual_is_kept(optimizer):
-    if optimizer.defaults["residual"] != "none":
-        pytest.skip("what lies outside the basis is as large as the gradient")
+def largest_allocation_allowed(optimizer, weight):
+    """Less than the weight, or as much where what lies outside the basis is used too."""
+    return weight.numel() - 1 if optimizer.defaults["residual"] == "none" else weight.numel()
 
 
 @pytest.mark.parametrize("shape", [(48, 40), (40, 48), (3, 40, 48)], ids=str)
@@ -138,7 +138,6 @@ def test_a_step_without_refresh_allocates_nothing_as_large_as_the_weight(case, s
     optimizer = case.build(
         [{"params": [("weight", weight)], "stacked": is_stacked}], **calm, weight_decay=0.1
     )
-    skip_where_a_residual_is_kept(optimizer)
     weight.grad = gradient("weight", shape, 0).clone()
     optimizer.step()
     num_refreshes = optimizer.report().layers[0].num_refreshes
@@ -146,17 +145,16 @@ def test_a_step_without_refresh_allocates_nothing_as_large_as_the_weight(case, s
     with Allocations(known=[weight, weight.grad]) as allocations:
         optimizer.step()
     assert optimizer.report().layers[0].num_refreshes == num_refreshes
-    assert 0 < allocations.largest < weight.numel()
+    assert 0 < allocations.largest <= largest_allocation_allowed(optimizer, weight)
 
 
 def test_a_refresh_of_a_float32_weight_makes_no_copy_of_the_gradient(case):
     weight = Parameter(gradient("start", (96, 80), 0).clone())
     optimizer = case.build([("weight", weight)], max_rank=8, oversampling=4)
-    skip_where_a_residual_is_kept(optimizer)
     if optimizer.defaults["basis"] == "exact":
         pytest.skip("a full singular value decomposition needs full factors")
     weight.grad = gradient("weight", (96, 80), 0).clone()
     for _ in range(2):
         with Allocations(known=[weight, weight.grad]) as allocations:
             optimizer.step()
-        assert 0 < allocations.largest < weight.numel()
+        assert 0 < allocations.largest <= largest_allocation_allowed(optimizer, weight)

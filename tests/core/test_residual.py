@@ -35,7 +35,7 @@ def test_what_is_outside_has_no_coordinates_and_completes_the_gradient(shape):
     torch.testing.assert_close(residual + basis @ coords, gradient)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(40, 60), (3, 20, 30)])
 def test_a_gradient_inside_the_basis_leaves_nothing_outside(dtype, shape):
     """And one with a tenth of its energy outside keeps all of that."""
@@ -53,6 +53,18 @@ def test_a_gradient_inside_the_basis_leaves_nothing_outside(dtype, shape):
         assert before.count_nonzero() > 0
         result = without_rounding(residual, coords)
         assert torch.equal(result, torch.zeros_like(before) if is_empty else before)
+
+
+def test_columns_inside_the_basis_leave_nothing_outside_beside_columns_that_do():
+    gradient = torch.zeros(8, 6)
+    gradient[:2, :3] = torch.randn(2, 3)
+    gradient[4:, 3:] = 1e-3 * torch.randn(4, 3)
+    basis = torch.eye(8)[:, :2]
+    noisy = gradient + 1e-3 * gradient.abs().amax() * torch.eye(8, 6)  # rounding, exaggerated
+    residual = outside_basis(noisy, basis, basis.mT @ noisy)
+    kept = without_rounding(residual.clone(), basis.mT @ noisy, dim=-2)
+    assert kept[:, :3].count_nonzero() == 0
+    assert torch.equal(kept[:, 3:], residual[:, 3:])
 
 
 def test_with_no_basis_all_of_the_gradient_is_outside():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adarankgrad import Fira, GaLore
+from adarankgrad import AdaRankGrad, Fira, GaLore
 from adarankgrad.reference.fira import Fira as FiraReference
 from adarankgrad.reference.galore import GaLore as GaLoreReference
 
@@ -67,6 +67,22 @@ def test_at_full_rank_nothing_of_a_gradient_is_outside_the_papers_basis():
     assert norms["official"] > 0.1
 
 
+@pytest.mark.parametrize("residual", ["fira", "fira_official", "normalized", "orthogonalized"])
+def test_the_residual_step_is_proportional_to_its_scale(residual):
+    """Of one first step, the part that the scale multiplies."""
+    gradient = torch.randn(10, 14, dtype=torch.float64)
+    moved = []
+    for residual_scale in (0.0, 0.5, 1.0):
+        param = torch.nn.Parameter(torch.zeros(10, 14, dtype=torch.float64))
+        options = {"max_rank": 3, "residual": residual, "residual_scale": residual_scale}
+        optimizer = AdaRankGrad([param], lr=1.0, **options)
+        param.grad = gradient.clone()
+        optimizer.step()
+        moved.append(param.detach())
+    torch.testing.assert_close(moved[1] - moved[0], (moved[2] - moved[0]) / 2)
+    assert (moved[2] - moved[0]).norm() > 0.1
+
+
 @pytest.mark.parametrize("build", [GaLore, Fira])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -97,6 +113,35 @@ def test_a_group_speaks_the_methods_own_words():
         GaLore([{"params": weights, "energy": 0.9}])
     with pytest.raises(ValueError, match="residual must be one of paper, official, got 'fira'"):
         Fira(weights, residual="fira")
+
+
+def test_own_words_in_a_group_of_an_optimizer_are_refused_not_ignored():
+    group = Fira([torch.nn.Parameter(torch.zeros(8, 8))], rank=2).param_groups[0]
+    with pytest.raises(ValueError, match="unknown option"):
+        Fira([{**group, "rank": 5}])
+
+
+def test_a_residual_set_later_that_is_none_is_refused_at_the_step():
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = Fira([weight], rank=2)
+    optimizer.param_groups[0]["residual"] = "official"
+    weight.grad = torch.randn(8, 8)
+    with pytest.raises(ValueError, match="residual must be one of none, fira.* got 'official'"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="residual must be one of paper, official"):
+        Fira([weight], residual=["paper"])
+
+
+@pytest.mark.parametrize("build", [GaLore, Fira])
+def test_a_gradient_of_zero_puts_a_refresh_off_by_a_step(build):
+    """What the packages decompose and we do not."""
+    weight = torch.nn.Parameter(torch.randn(6, 9))
+    optimizer = build([weight], rank=2, refresh_every=3)
+    for size in (0.0, 1.0, 1.0, 1.0, 0.0, 1.0):
+        weight.grad = size * torch.randn(6, 9)
+        optimizer.step()
+    layer = optimizer.report().layers[0]
+    assert (layer.num_refreshes, layer.num_skipped_refreshes) == (2, 2)
 
 
 def test_groups_of_an_optimizer_build_another_like_it():

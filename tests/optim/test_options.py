@@ -144,10 +144,10 @@ def test_the_published_preset_is_the_constructor_with_the_papers_options():
 
 
 def test_the_published_preset_can_be_overridden_and_is_checked():
-    optimizer = AdaRankGrad.published([weight()], max_rank=4, carry="keep", residual=0.5)
+    optimizer = AdaRankGrad.published([weight()], max_rank=4, carry="keep", residual_threshold=0.5)
     assert optimizer.defaults["carry"] == "keep"
     assert optimizer.defaults["energy"] == 0.75
     with pytest.raises(ValueError, match=r"residual must be in \[0, 1\), got 1.5"):
-        AdaRankGrad.published([weight()], max_rank=4, residual=1.5)
+        AdaRankGrad.published([weight()], max_rank=4, residual_threshold=1.5)
     with pytest.raises(ValueError, match="max_rank"):
         AdaRankGrad.published([weight()], max_rank=0)

@@ -21,6 +21,10 @@ ADAM_RMS = 0.2
 """Root mean square of an entry of Adam's step over the learning rate, as commonly observed; Muon's
 updates are scaled to it so that Adam's rates carry over (Liu et al. 2025, arXiv 2502.16982)."""
 
+LARGEST_ROUNDING = 2e-2
+"""A residual this much smaller than what the basis holds, 1/2500 of the energy, may be rounding:
+two to four roundings of bfloat16."""
+
 NORM_GROWTH = 1.01
 """Fira's γ: how much the norm of its residual step may grow from one step to the next."""
 
@@ -44,22 +48,24 @@ def outside_basis(matrix: Tensor, basis: Tensor, coords: Tensor, *, factor: floa
     return torch.baddbmm(matrix, basis, coords, alpha=-factor)
 
 
-def without_rounding(residual: Tensor, coords: Tensor) -> Tensor:
+def without_rounding(
+    residual: Tensor, coords: Tensor, *, dim: int | tuple[int, int] = (-2, -1)
+) -> Tensor:
     """Zero a residual that is but rounding, where the basis holds the whole gradient.
 
-    Rules that normalise would otherwise turn it into steps of full size.
+    Rules that normalise would otherwise turn it into steps of full size. A gradient's dtype does
+    not tell how it was rounded (float32 under autocast or TF32), so the bound is for bfloat16.
 
     Args:
         residual: (*batch, m, n); modified in place and returned.
         coords: (*batch, r, n), the gradient in the basis.
+        dim: axes over which the two are compared: whole matrices, or -2 for column by column.
     """
-    # Four roundings of an entry, or sixteen of a basis that is orthonormal to rounding.
-    rounding = max(4 * torch.finfo(residual.dtype).eps, 16 * torch.finfo(coords.dtype).eps)
     sizes = [
-        torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True, dtype=coords.dtype)
+        torch.linalg.vector_norm(part, dim=dim, keepdim=True, dtype=coords.dtype)
         for part in (residual, coords)
     ]
-    return residual.mul_(sizes[0] > rounding * sizes[1])
+    return residual.mul_(sizes[0] > LARGEST_ROUNDING * sizes[1])
 
 
 def scaled_like_adam(residual: Tensor, coords: Tensor, direction: Tensor) -> Tensor:
@@ -87,7 +93,8 @@ def limit_growth(residual: Tensor, last_norm: Tensor, *, unit: float = 1.0) -> T
             in place.
         unit: the norms are compared in this unit; Fira's code leaves Adam's bias correction out.
     """
-    norm = torch.linalg.vector_norm(residual, dim=(-2, -1), keepdim=True).to(last_norm.dtype) / unit
+    norm = torch.linalg.vector_norm(residual, dim=(-2, -1), keepdim=True, dtype=last_norm.dtype)
+    norm /= unit
     limit = torch.where(last_norm > 0, NORM_GROWTH * last_norm, math.inf)
     is_above = norm > limit
     last_norm.copy_(torch.where(is_above, limit, norm))

@@ -77,7 +77,9 @@ class AdaRankGrad(SubspaceOptimizer):
             direction that is new to the basis for one that was always there, and its first steps
             are several times too long.
         residual: what is done outside the basis: ``orthogonalized``, ``normalized`` (columns of the
-            size of Adam's steps), ``fira`` or ``fira_official`` (`Fira`), or ``none``.
+            size of Adam's steps), ``fira`` or ``fira_official`` (`Fira`), or ``none``. The first
+            two take steps of full size however small the gradient is: ``eps`` does not act there,
+            and only a falling ``lr`` ends them.
         residual_scale: factor on that step, at least 0. At 1 an orthogonalised step has the size of
             Adam's on a matrix of full rank.
         adam_convention: ``torch``, or ``transformers`` (`core.adam.corrected_eps`).
@@ -94,7 +96,7 @@ class AdaRankGrad(SubspaceOptimizer):
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m, float32 (float64 under
     float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
     ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
-    of one matrix: four times it for ``orthogonalized``, twice otherwise.
+    of the matrix: up to seven for ``orthogonalized``, where the matrix is square, else two.
 
     Example:
         >>> import torch
@@ -152,7 +154,7 @@ class AdaRankGrad(SubspaceOptimizer):
         *,
         max_rank: int | float,
         min_rank: int | float = 1,
-        residual: float = 0.2,
+        residual_threshold: float = 0.2,
         refresh_norm: float = 1e-4,
         **options: Any,
     ) -> AdaRankGrad:
@@ -170,7 +172,8 @@ class AdaRankGrad(SubspaceOptimizer):
             lr: step size.
             max_rank: the paper's r_max; its tables call it the initial rank.
             min_rank: the paper's r_min.
-            residual: ξ, the share ‖G − G_r‖_F / ‖G‖_F (not squared) that may be lost, in [0, 1).
+            residual_threshold: ξ, the share ‖G − G_r‖_F / ‖G‖_F (not squared) that may be lost, in
+                [0, 1).
             refresh_norm: ς, in units of the gradient.
             options: any other option of the constructor, to override the preset.
 
@@ -181,7 +184,7 @@ class AdaRankGrad(SubspaceOptimizer):
             "eps": 1e-6,
             "max_rank": max_rank,
             "min_rank": min_rank,
-            "energy": energy_from_residual(residual),
+            "energy": energy_from_residual(residual_threshold),
             "oversampling": 1.0,
             "power_iterations": 2,
             "warm_start": False,

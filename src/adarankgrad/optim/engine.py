@@ -76,8 +76,9 @@ class SubspaceOptimizer(Optimizer):
         Raises:
             ValueError: if an option is out of range or unknown.
         """
+        own_words = self._option_names() - set(self.defaults)
         is_of_an_optimizer = set(self.defaults) <= set(param_group)
-        if not is_of_an_optimizer:
+        if not is_of_an_optimizer or own_words & set(param_group):
             self._check_names(param_group)
             param_group = self.engine_options(param_group)
         check_options({**self.defaults, **param_group})
@@ -88,8 +89,11 @@ class SubspaceOptimizer(Optimizer):
             self.param_groups.pop()
             raise
 
+    def _option_names(self) -> set[str]:
+        return set(inspect.signature(type(self)).parameters) - {"params"}
+
     def _check_names(self, param_group: Group) -> None:
-        known = set(inspect.signature(type(self)).parameters) - {"params"}
+        known = self._option_names()
         unknown = sorted(set(param_group) - known - _NOT_OPTIONS)
         if unknown:
             raise ValueError(
@@ -178,11 +182,11 @@ class SubspaceOptimizer(Optimizer):
             post_hook(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore, and give options that an older version did not have their defaults."""
+        """Restore, and turn off what an older version did not have."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        for options in (self.defaults, *self.param_groups):
+            for name, value in ENGINE_DEFAULTS.items():
+                options.setdefault(name, value)
 
     @property
     def _memory_budget(self) -> Any:
@@ -254,7 +258,8 @@ class SubspaceOptimizer(Optimizer):
             step = int(state["step"]) + 1
             eps = corrected_eps(group["eps"], "transformers", step=step, beta2=beta2)
             _adamw(group, [param], [state], eps=eps, decay=0.0)
-            param.mul_(factor)
+            if factor != 1.0:
+                param.mul_(factor)
 
 
 def _adamw(

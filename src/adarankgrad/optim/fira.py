@@ -24,8 +24,9 @@ class Fira(SubspaceOptimizer):
     Paper and code differ: the code subtracts ``scale`` times the projection from the gradient, so
     that at ``scale=0.25`` three quarters of the part inside the basis are left in the residual. The
     published results up to 350M parameters were made at 0.25, so ``official`` reproduces them.
-    ``official`` equals fira 1.0.2 to rounding (``tests/optim/test_against_packages.py``), but after
-    a gradient of zero: there the package's residual vanishes for some two thousand steps.
+    ``official`` equals fira 1.0.2 to rounding (``tests/optim/test_against_packages.py``), but for
+    what differs for `GaLore`, and after a gradient of zero: there the package's residual vanishes
+    for some two thousand steps.
 
     Args:
         params: parameters, named parameters or groups; `param_groups` builds groups from a model.
@@ -52,7 +53,8 @@ class Fira(SubspaceOptimizer):
         ValueError: if an option is out of range, or at a step if a gradient is sparse.
 
     Memory: m·r + 2·r·n + r + 1 state elements a matrix of projected side m, and one temporary of
-    the matrix's size at each step; an exact refresh needs about three times the matrix.
+    the matrix's size at each step (in float32 under float16); an exact refresh needs three to six
+    times the matrix.
 
     Example:
         >>> import torch
@@ -90,7 +92,7 @@ class Fira(SubspaceOptimizer):
         """Express the method in the engine's choices."""
         options = with_fixed_rank(options)
         if "residual" in options:
-            if options["residual"] not in _RESIDUALS:
+            if options["residual"] not in list(_RESIDUALS):
                 raise ValueError(
                     f"residual must be one of {', '.join(_RESIDUALS)}, got {options['residual']!r}"
                 )

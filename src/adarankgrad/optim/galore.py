@@ -22,6 +22,8 @@ class GaLore(SubspaceOptimizer):
 
     Equal to galore-torch 1.0's ``GaLoreAdamW`` to rounding at the same options
     (``tests/optim/test_against_packages.py``), with state that torch loads under ``weights_only``.
+    Two things differ: a gradient of zero is not decomposed, and the refresh comes at the next step;
+    weights of one row or column are trained by AdamW.
 
     Args:
         params: parameters, named parameters or groups; `param_groups` builds groups from a model.
@@ -47,7 +49,7 @@ class GaLore(SubspaceOptimizer):
         ValueError: if an option is out of range, or at a step if a gradient is sparse.
 
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m; an exact refresh needs
-    about three times the matrix besides.
+    three to six times the matrix besides.
 
     Example:
         >>> import torch

@@ -27,6 +27,7 @@ from ..core.refresh import (
     staggered_gap,
 )
 from ..core.residual import (
+    RESIDUALS,
     limit_growth,
     normalized,
     orthogonalized,
@@ -43,7 +44,6 @@ State = dict[str, Any]
 Options = dict[str, Any]
 
 _FINDERS = {"randomized": find_range, "exact": find_range_exactly}
-_NORMALIZING = {"normalized": normalized, "orthogonalized": orthogonalized}
 
 
 class Turn(NamedTuple):
@@ -98,7 +98,12 @@ def fits_matrix(state: State, layout: Layout) -> bool:
     rank = state["basis"].shape[-1]
     basis_shape = (*layout.batch_shape, layout.num_rows, rank)
     coords_shape = (*layout.batch_shape, rank, layout.num_cols)
-    return bool(state["basis"].shape == basis_shape and state["exp_avg"].shape == coords_shape)
+    norm_shape = (*layout.batch_shape, 1, 1)
+    return bool(
+        state["basis"].shape == basis_shape
+        and state["exp_avg"].shape == coords_shape
+        and ("residual_norm" not in state or state["residual_norm"].shape == norm_shape)
+    )
 
 
 def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, turn: Turn) -> None:
@@ -270,8 +275,12 @@ def _residual_step(
         return None
     factor = options["scale"] if kind == "fira_official" else 1.0
     residual = outside_basis(grad_matrix, state["basis"], coords, factor=factor)
-    if kind in _NORMALIZING:
-        return _NORMALIZING[kind](without_rounding(residual, coords))
+    if kind == "orthogonalized":
+        return orthogonalized(without_rounding(residual, coords))
+    if kind == "normalized":
+        return normalized(without_rounding(residual, coords, dim=-2))
+    if kind not in ("fira", "fira_official"):
+        raise ValueError(f"residual must be one of {', '.join(RESIDUALS)}, got {kind!r}")
     if "residual_norm" not in state:
         state["residual_norm"] = coords.new_full((*coords.shape[:-2], 1, 1), math.inf)
     beta1, beta2 = options["betas"]

@@ -297,7 +297,9 @@ class AdaRankGrad:
             )
             update = self.alpha * self.Q @ N
             outside = G - self.Q @ G_hat
-        if self.rho > 0:
+            if torch.linalg.norm(outside) <= 0.02 * torch.linalg.norm(G_hat):
+                outside = torch.zeros_like(G)  # it may be rounding of half precision
+        if self.rho > 0 and self.Q is not None:
             update = update + self.rho * orthogonalized(outside)
         update = update.T if self.is_right else update
         self.W = self.W - self.eta * update - self.eta * self.weight_decay * self.W

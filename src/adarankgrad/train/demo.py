@@ -20,7 +20,7 @@ from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.files import is_writable_target, write_atomic
 from adarankgrad.train.stdlib_corpus import StdlibCorpus, read_stdlib
 
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 500
 MARKER_NAME = "demo.json"
 _KIND = "adarankgrad demo"
 
