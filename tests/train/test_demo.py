@@ -210,6 +210,12 @@ open(sys.argv[1], "w").write(repr(received))
 """
 
 
+def skip_where_ignored(number):
+    """Under nohup, or in the background of a script; a signal that is ignored stays so."""
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{signal.Signals(number).name} is ignored here")
+
+
 @pytest.mark.parametrize(
     ("sent", "passed_on"),
     [
@@ -222,6 +228,7 @@ def test_a_signal_reaches_the_child_once_and_is_reported_after_it_ended(sent, pa
     told = tmp_path / "told"
     child = ChildProcess([sys.executable, "-c", COUNTS_SIGNALS.format(stubborn=0), str(told)])
     before = signal.getsignal(sent)
+    skip_where_ignored(sent)
     killer = threading.Thread(target=send_when_there, args=(told, sent))
     killer.start()
     with pytest.raises(Interrupted) as caught:
@@ -233,6 +240,7 @@ def test_a_signal_reaches_the_child_once_and_is_reported_after_it_ended(sent, pa
 
 
 def test_the_third_signal_ends_a_child_that_does_not_listen(tmp_path):
+    skip_where_ignored(signal.SIGINT)
     told = tmp_path / "told"
     child = ChildProcess([sys.executable, "-c", COUNTS_SIGNALS.format(stubborn=1), str(told)])
     killer = threading.Thread(target=send_when_there, args=(told, signal.SIGINT, 3))
