@@ -69,7 +69,10 @@ class TrainConfig:
         "Vocabulary in tokens. Default: the model's (small-llama: 4096).", None, kind="int"
     )
     optimizer: str = _setting(
-        "adarankgrad, adarankgrad-published, galore, fira or adamw.", "adarankgrad"
+        "adarankgrad, adarankgrad-published, galore, fira, adamw, or the dotted path of a class "
+        "such as torch.optim.Muon, which trains the weights that low-rank methods project, and "
+        "AdamW the others.",
+        "adarankgrad",
     )
     optimizer_args: dict[str, Any] = _setting(
         "More arguments of the optimizer as name=value,... (Python literals).", {}, kind="dict"

@@ -1,7 +1,11 @@
-"""The optimizers that training knows by name; adding one is one entry in `OPTIMIZERS`."""
+"""The optimizers that training knows by name; adding one is one entry in `OPTIMIZERS`.
+
+A name with a dot is the class of another package (`dotted_path`).
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +19,12 @@ from adarankgrad.optim import AdaRankGrad, Fira, GaLore, param_groups
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.matrix_step import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
-from adarankgrad.optim.report import tensor_bytes
+from adarankgrad.train.dotted_path import (
+    GROUP_ARGUMENT,
+    build_paired,
+    load_optimizer_class,
+    own_default_lr,
+)
 from adarankgrad.train.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -35,17 +44,19 @@ class OptimizerSpec:
     Attributes:
         build: From groups of `param_groups` and keyword arguments to the optimizer.
         signatures: The callables whose parameters ``--optimizer-args`` may set.
-        default_lr: Peak learning rate when none is given.
+        default_lr: Peak learning rate when none is given; None if one must be.
         default_plain_lr: The same for weights that are not projected.
         is_low_rank: Takes rank settings; for others they only say which weights to report as
             projected.
+        more_arguments: What ``--optimizer-args`` may set besides.
     """
 
     build: Callable[..., Optimizer]
     signatures: tuple[Callable[..., Any], ...]
-    default_lr: float
+    default_lr: float | None
     default_plain_lr: float
     is_low_rank: bool
+    more_arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,28 +98,44 @@ def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     return AdaRankGrad.published(groups, **{"max_rank": DEFAULT_MAX_RANK, **options})
 
 
+DEFAULT_PLAIN_LR = 8e-3
+
 # Near the best of benchmarks/pretrain_small.py, for a model of that size, and the lower of two that
 # are close. GaLore's and Fira's are their papers'.
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 4e-3, 8e-3, True),
+    "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 4e-3, DEFAULT_PLAIN_LR, True),
     "adarankgrad-published": OptimizerSpec(
-        _published, (AdaRankGrad.published, AdaRankGrad), 4e-3, 8e-3, True
+        _published, (AdaRankGrad.published, AdaRankGrad), 4e-3, DEFAULT_PLAIN_LR, True
     ),
-    "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, 8e-3, True),
-    "fira": OptimizerSpec(Fira, (Fira,), 1e-2, 8e-3, True),
-    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, 8e-3, False),
+    "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, DEFAULT_PLAIN_LR, True),
+    "fira": OptimizerSpec(Fira, (Fira,), 1e-2, DEFAULT_PLAIN_LR, True),
+    "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, DEFAULT_PLAIN_LR, False),
 }
 
 
 def find_optimizer(name: str) -> OptimizerSpec:
-    """Look an optimizer up.
+    """Look an optimizer up, by name or by dotted path.
 
     Raises:
         UserError: There is none of that name.
     """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, list(OPTIMIZERS))
-    return OPTIMIZERS[name]
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if "." in name.strip("."):
+        return _of_another_package(name)
+    raise unknown_name("optimizer", name, list(OPTIMIZERS), hint=", or the dotted path of a class")
+
+
+def _of_another_package(path: str) -> OptimizerSpec:
+    optimizer_class = load_optimizer_class(path)
+    return OptimizerSpec(
+        functools.partial(build_paired, optimizer_class),
+        (optimizer_class,),
+        own_default_lr(optimizer_class),
+        DEFAULT_PLAIN_LR,
+        False,
+        (GROUP_ARGUMENT,),
+    )
 
 
 def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -178,7 +205,7 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
     """Measure what an optimizer holds now.
 
     Args:
-        optimizer: Any of `OPTIMIZERS`.
+        optimizer: From `build_optimizer`.
         projected: The weights to count as projected where the optimizer itself does not say.
     """
     if isinstance(optimizer, SubspaceOptimizer):
@@ -195,16 +222,31 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
             list(layers),
         )
     return StateSizes(
-        state_bytes=sum(tensor_bytes(state) for state in optimizer.state.values()),
+        state_bytes=sum(held_bytes(state) for state in optimizer.state.values()),
         projected_state_bytes=sum(
-            tensor_bytes(optimizer.state[weight])
-            for weight in projected
-            if weight in optimizer.state
+            held_bytes(optimizer.state[weight]) for weight in projected if weight in optimizer.state
         ),
         adamw_projected_state_bytes=sum(2 * w.numel() * w.element_size() for w in projected),
         mean_rank=None,
         layers=[],
     )
+
+
+def held_bytes(value: Any) -> int:
+    """Bytes of the tensors in a value: in lists, tables, quantised tensors, an object's attributes.
+
+    Tensors of one element are left out: they are counters, which torch keeps on the CPU.
+    """
+    if isinstance(value, Tensor):
+        if hasattr(value, "__tensor_flatten__"):
+            return sum(held_bytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+        return value.numel() * value.element_size() if value.numel() > 1 else 0
+    if isinstance(value, dict):
+        return sum(map(held_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(held_bytes, value))
+    attributes = getattr(value, "__dict__", {}).values()
+    return sum(held_bytes(item) for item in attributes if isinstance(item, Tensor | list | tuple))
 
 
 def _given(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
@@ -217,7 +259,7 @@ def _allowed_arguments(spec: OptimizerSpec) -> set[str]:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.add(parameter.name)
-    return names - {"params", *_SET_BY_GROUPS, *_NOT_FOR_TRAINING}
+    return (names | set(spec.more_arguments)) - {"params", *_SET_BY_GROUPS, *_NOT_FOR_TRAINING}
 
 
 def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[str]) -> None:

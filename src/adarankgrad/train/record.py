@@ -62,7 +62,7 @@ class RunRecord:
     @property
     def method(self) -> str:
         """The optimizer's name as people write it, such as ``AdaRankGrad``."""
-        return METHOD_NAMES.get(self.optimizer.lower(), self.optimizer)
+        return METHOD_NAMES.get(self.optimizer.lower(), self.optimizer.rpartition(".")[2])
 
     @property
     def command(self) -> str:

@@ -21,11 +21,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Fill in the settings whose default depends on others, but for the model's vocabulary.
 
     Raises:
-        UserError: The optimizer is unknown.
+        UserError: The optimizer is unknown, or has no learning rate of its own and got none.
     """
     from adarankgrad.train.optimizers import find_optimizer
 
     spec = find_optimizer(config.optimizer)
+    if config.lr is None and spec.default_lr is None:
+        raise UserError(f"{config.optimizer} has no default learning rate: give --lr.")
     default_plain_lr = spec.default_plain_lr if config.lr is None else config.lr
     default_warmup = min(config.steps // 10, 1000)
     return replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from adarankgrad.train.checkpoints import checkpoint_path, remove_old
-from adarankgrad.train.errors import TrainingError
+from adarankgrad.train.errors import TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.presets import first_line
 
@@ -196,6 +197,17 @@ class RunTrainer(Trainer):
                 f"Earlier ones are kept in {checkpoint_path(self.run_dir, step).parent}."
             ) from error
         remove_old(self.run_dir, self.run_config.keep_checkpoints)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load tensors and plain values; objects, which could run code, end the resume."""
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"cannot resume {self.run_dir}: the state of {self.run_config.optimizer} holds "
+                "objects of its package, which are not loaded because that could run code. "
+                "Start again with --overwrite."
+            ) from error
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
         return TrainingError(
