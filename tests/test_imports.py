@@ -22,7 +22,8 @@ ALLOWED_LAYERS = {
     **{layer: {"core"} for layer in METHODS},
     "train": {"core", *METHODS},
     "integrations": {"core", *METHODS},
-    "cli": {"train"},
+    "compare": {"train"},
+    "cli": {"train", "compare"},
     "root": {"core", "optim"},
 }
 # Layers that a user gets with `pip install adarankgrad`, without the extra.

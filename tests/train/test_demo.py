@@ -14,7 +14,7 @@ from fake_run import write_fake_run
 from adarankgrad.cli.main import main
 from adarankgrad.train import comparison, stdlib_corpus
 from adarankgrad.train import demo as demo_module
-from adarankgrad.train.child import ChildProcess, training_environment
+from adarankgrad.train.child import ChildPool, ChildProcess, Job, training_environment
 from adarankgrad.train.demo import DEMO_RUNS, MARKER_NAME, Demo
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.stdlib_corpus import StdlibCorpus, read_stdlib
@@ -242,13 +242,43 @@ def test_a_signal_reaches_the_child_once_and_is_reported_after_it_ended(sent, pa
 def test_the_third_signal_ends_a_child_that_does_not_listen(tmp_path):
     skip_where_ignored(signal.SIGINT)
     told = tmp_path / "told"
-    child = ChildProcess([sys.executable, "-c", COUNTS_SIGNALS.format(stubborn=1), str(told)])
+    job = Job([sys.executable, "-c", COUNTS_SIGNALS.format(stubborn=1), str(told)])
     killer = threading.Thread(target=send_when_there, args=(told, signal.SIGINT, 3))
     killer.start()
+    exit_codes = []
     with pytest.raises(Interrupted):
-        child.run()
+        ChildPool().run([job], lambda job, exit_code: exit_codes.append(exit_code))
     killer.join()
-    assert child._process.returncode == -signal.SIGKILL
+    assert exit_codes == [-signal.SIGKILL]
+
+
+def test_a_pool_runs_so_many_at_a_time_and_logs_what_each_said(tmp_path):
+    waits_for_the_other = """
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+while not other.exists():
+    time.sleep(0.02)
+sys.exit(mine.name)
+"""
+    names = {"a": "b", "b": "a"}
+    jobs = [
+        Job(
+            [
+                sys.executable,
+                "-c",
+                waits_for_the_other,
+                str(tmp_path / mine),
+                str(tmp_path / other),
+            ],
+            log=tmp_path / f"{mine}.log",
+        )
+        for mine, other in names.items()
+    ]
+    ended = {}
+    ChildPool(2).run(jobs, lambda job, exit_code: ended.update({job.log.name: exit_code}))
+    assert ended == {"a.log": 1, "b.log": 1}
+    assert [(tmp_path / f"{name}.log").read_text() for name in names] == ["a\n", "b\n"]
 
 
 def test_a_user_can_still_tune_the_training_processes(monkeypatch):

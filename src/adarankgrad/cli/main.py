@@ -1,6 +1,7 @@
 """The ``adarankgrad`` command: its subcommands, and one line for every error.
 
-Exit codes: 0 done, 1 training broke off, 2 the request cannot be met, 128 + n stopped by signal n.
+Exit codes: 0 done, 1 training broke off, 2 the request cannot be met, 3 training diverged,
+128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
-from adarankgrad.train.errors import Interrupted, TrainingError, UserError
+from adarankgrad.train.errors import DivergedError, Interrupted, TrainingError, UserError
 
 _EXTRA = 'needs packages that are not installed: pip install "adarankgrad[train]"'
-_COMMANDS = (("adarankgrad.cli.train", "train"), ("adarankgrad.cli.demo", "demo"))
+_COMMANDS = (
+    ("adarankgrad.cli.train", "train"),
+    ("adarankgrad.cli.compare", "compare"),
+    ("adarankgrad.cli.demo", "demo"),
+)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -34,6 +39,8 @@ def _run(arguments: list[str]) -> int:
         result = _app()(arguments, standalone_mode=False, prog_name="adarankgrad")
     except UserError as error:
         return _fail(str(error), 2)
+    except DivergedError as error:
+        return _fail(str(error), 3)
     except TrainingError as error:
         return _fail(str(error), 1)
     except Interrupted as stop:

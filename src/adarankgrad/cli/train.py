@@ -1,63 +1,18 @@
-"""``adarankgrad train``: flags and TOML to a `TrainConfig`, then training.
-
-The flags are made from the fields of `TrainConfig`, so they cannot differ from the TOML keys.
-"""
+"""``adarankgrad train``: flags and TOML to a `TrainConfig`, then training."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.train.config import (
-    FIELDS,
-    TrainConfig,
-    parse_optimizer_args,
-    parse_rank,
-    read_toml,
-)
+from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.train.config import FIELDS, TrainConfig, read_toml
 from adarankgrad.train.errors import UserError
-
-_METAVARS = {
-    "str": "TEXT",
-    "int": "INT",
-    "float": "NUMBER",
-    "rank": "INT|SHARE",
-    "dict": "NAME=VALUE,...",
-}
-
-
-def _option_for(name: str) -> inspect.Parameter:
-    """Make the flag of one setting."""
-    spec = FIELDS[name]
-    kind = spec.metadata["kind"]
-    default = (
-        ""
-        if spec.default is None or not isinstance(spec.default, str | int | float)
-        else (f"  [default: {spec.default}]")
-    )
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=spec.metadata["help"] + default,
-        show_default=False,
-        metavar=_METAVARS[kind],
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )
-
-
-def _flag(name: str, help_text: str) -> inspect.Parameter:
-    annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text, show_default=False)]
-    return inspect.Parameter(
-        f"wants_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
-    )
-
 
 _CONFIG_OPTION = inspect.Parameter(
     "config",
@@ -68,11 +23,11 @@ _CONFIG_OPTION = inspect.Parameter(
     ],
 )
 _PARAMETERS = [
-    *(_option_for(name) for name in FIELDS),
+    *(option_for(name) for name in FIELDS),
     _CONFIG_OPTION,
-    _flag("resume", "Continue the run in --output from its newest intact checkpoint."),
-    _flag("overwrite", "Replace the run in --output."),
-    _flag("json", "Print the summary as one JSON object, the last line of standard output."),
+    flag("resume", "Continue the run in --output from its newest intact checkpoint."),
+    flag("overwrite", "Replace the run in --output."),
+    flag("json", "Print the summary as one JSON object, the last line of standard output."),
 ]
 
 
@@ -86,7 +41,7 @@ def train(**options: Any) -> None:
         options.pop(f"wants_{name}") for name in ("resume", "overwrite", "json")
     )
     settings = read_toml(config_path) if config_path is not None else {}
-    settings |= _parse({name: value for name, value in options.items() if value is not None})
+    settings |= parse_flags({name: value for name, value in options.items() if value is not None})
     if resume:
         settings = _with_saved(settings, overwrite=overwrite)
     config = TrainConfig.from_settings(settings)
@@ -110,30 +65,6 @@ def train(**options: Any) -> None:
 
 train.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
 train.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
-
-
-def _parse(flags: dict[str, str]) -> dict[str, Any]:
-    """Turn the flags' text into values; typer's own errors would not name the text."""
-    settings: dict[str, Any] = {}
-    for name, text in flags.items():
-        parser, wanted = _PARSERS[FIELDS[name].metadata["kind"]]
-        try:
-            settings[name] = parser(text)
-        except UserError:
-            raise
-        except ValueError as error:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {text!r} is not {wanted}.") from error
-    return settings
-
-
-_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "str": (str, "a text"),
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "rank": (parse_rank, "a number of columns such as 64, or a share such as 0.25"),
-    "dict": (parse_optimizer_args, "name=value,..."),
-}
 
 
 def _with_saved(settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:

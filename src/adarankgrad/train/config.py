@@ -168,18 +168,27 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or not TOML, or holds a key that is no setting.
     """
-    try:
-        settings: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"the config {path} is not valid TOML: {error}.") from error
+    settings = read_toml_table(path)
     for name in settings:
         if name not in FIELDS:
             raise unknown_name(f"key in {path}:", name, sorted(FIELDS))
     if isinstance(settings.get("optimizer_args"), str):
         settings["optimizer_args"] = parse_optimizer_args(settings["optimizer_args"])
     return settings
+
+
+def read_toml_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file without looking at its keys.
+
+    Raises:
+        UserError: The file is missing or not TOML.
+    """
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"the config {path} is not valid TOML: {error}.") from error
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:

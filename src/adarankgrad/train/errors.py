@@ -8,7 +8,11 @@ class UserError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (loss not finite, disk full); one line on stderr, exit code 1."""
+    """Training cannot go on (disk full, no memory left); one line on stderr, exit code 1."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a weight is not finite any more; one line on stderr, exit code 3."""
 
 
 class Interrupted(Exception):  # noqa: N818 - a request that was met, not an error

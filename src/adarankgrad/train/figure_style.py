@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,16 @@ def method_colour(method: str) -> str:
         return METHOD_COLOURS[method]
     palette = list(METHOD_COLOURS.values())
     return palette[zlib.crc32(method.encode()) % len(palette)]
+
+
+def distinct_colours(methods: Sequence[str]) -> list[str]:
+    """Return a colour for each method: its own where it is free, else another that is."""
+    palette = [method_colour(method) for method in methods] + list(METHOD_COLOURS.values())
+    chosen: list[str] = []
+    for method in methods:
+        wanted = [method_colour(method), *palette]
+        chosen.append(next((c for c in wanted if c not in chosen), wanted[0]))
+    return chosen
 
 
 def new_figure(height_in: float, theme: Theme) -> Figure:

@@ -6,29 +6,56 @@ Functions return HTML; arguments are plain text unless they are named ``..._html
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
 
 _CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+# Clicking a column's title sorts by it, clicking again turns the order round. Rows without a
+# number in the column come last.
+_SORT_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach(other => other.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = row => row.cells[column].dataset.value;
+    const order = (a, b) => {
+      if (a === "" || b === "") return (a === "") - (b === "");
+      const numbers = Number(a) - Number(b);
+      return (down ? -1 : 1) * (isNaN(numbers) ? a.localeCompare(b) : numbers);
+    };
+    body.append(...[...body.rows].sort((a, b) => order(key(a), key(b))));
+  }));
+}
+"""
 
-def page(title: str, subtitle: str, body_html: Iterable[str]) -> str:
+
+def page(title: str, subtitle: str, body_html: Iterable[str], *, is_sortable: bool = False) -> str:
     """Return a whole page.
 
     Args:
         title: Heading and title of the window.
         subtitle: One or two sentences below the heading.
         body_html: The sections, already HTML.
+        is_sortable: Whether it holds a `sortable_table`, which needs a script.
     """
     content = "\n".join(body_html)
+    policy, script = _CONTENT_POLICY, ""
+    if is_sortable:
+        digest = base64.b64encode(hashlib.sha256(_SORT_SCRIPT.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        script = f"<script>{_SORT_SCRIPT}</script>\n"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>\n"
-        f"{content}\n</main>\n</body>\n</html>\n"
+        f"{content}\n</main>\n{script}</body>\n</html>\n"
     )
 
 
@@ -84,6 +111,35 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from
     )
 
 
+def sortable_table(
+    headers: Sequence[str], rows: Iterable[Sequence[tuple[str, float | str | None]]]
+) -> str:
+    """Return a table whose column titles sort it; the first column is text, the others numbers.
+
+    Args:
+        headers: Column titles.
+        rows: Cell texts, each with the value to sort by; None sorts last.
+    """
+    head = "".join(
+        f'<th{_kind(i, 1)} aria-sort="none"><button>{escape(text)}</button></th>'
+        for i, text in enumerate(headers)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td{_kind(i, 1)} data-value="{escape("" if value is None else str(value))}">'
+            f"{escape(text)}</td>"
+            for i, (text, value) in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div class="scroll" tabindex="0"><table class="sortable">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
 def definitions(rows: Iterable[tuple[str, str]]) -> str:
     """Return a two-column list of names and values, values wrapping anywhere."""
     body = "".join(
@@ -109,8 +165,11 @@ def link(target: str, text: str) -> str:
 
 
 def _cell(tag: str, text: str, column: int, numeric_from: int) -> str:
-    kind = ' class="number"' if column >= numeric_from else ""
-    return f"<{tag}{kind}>{escape(text)}</{tag}>"
+    return f"<{tag}{_kind(column, numeric_from)}>{escape(text)}</{tag}>"
+
+
+def _kind(column: int, numeric_from: int) -> str:
+    return ' class="number"' if column >= numeric_from else ""
 
 
 def _data_uri(png: bytes) -> str:
@@ -158,6 +217,10 @@ tbody tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; }
 th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0;
   background: var(--card); }
+th button { all: unset; cursor: pointer; }
+th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+th[aria-sort="ascending"] button::after { content: " \\2191"; }
+th[aria-sort="descending"] button::after { content: " \\2193"; }
 .facts { margin: 0; display: grid; gap: 0 36px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
 .facts > div { display: flex; gap: 14px; justify-content: space-between; padding: .3rem 0;

@@ -32,6 +32,11 @@ METHOD_NAMES = {
 }
 
 
+def method_name(optimizer: str) -> str:
+    """Return an optimizer's name as people write it, given ``--optimizer``."""
+    return METHOD_NAMES.get(optimizer.lower(), optimizer.rpartition(".")[2])
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """What a run left behind, in memory.
@@ -62,7 +67,7 @@ class RunRecord:
     @property
     def method(self) -> str:
         """The optimizer's name as people write it, such as ``AdaRankGrad``."""
-        return METHOD_NAMES.get(self.optimizer.lower(), self.optimizer.rpartition(".")[2])
+        return method_name(self.optimizer)
 
     @property
     def command(self) -> str:

@@ -20,7 +20,7 @@ import transformers
 from adarankgrad.optim import describe
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.config import TrainConfig
-from adarankgrad.train.data import Files, count_characters, find_source, hold_back
+from adarankgrad.train.data import Files, Source, count_characters, find_source, hold_back
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.files import read_jsonl, staged_folder, write_atomic
@@ -139,6 +139,15 @@ def train(
     return _finish(run, trainer, tokenizer)
 
 
+def check_request(config: TrainConfig) -> None:
+    """Find out whether a fresh run could be made, writing nothing.
+
+    Raises:
+        UserError: It could not.
+    """
+    _check(config, resume=False, overwrite=False, display=Display())
+
+
 def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Display) -> _Run:
     """Find out whether the request can be met, writing nothing."""
     config.check()
@@ -199,14 +208,24 @@ def _find_sources(config: TrainConfig) -> tuple[Any, Any]:
     return source, validation
 
 
+def find_text(config: TrainConfig) -> tuple[Source, Source]:
+    """Find the text to train on and the text to validate on.
+
+    Raises:
+        UserError: There is none, or too little.
+    """
+    source, validation = _find_sources(config)
+    if validation is None:
+        return hold_back(source, count_characters(source))
+    return source, validation
+
+
 def _get_tokens(run: _Run) -> tuple[PreTrainedTokenizerBase, TokenStreams]:
     """Load the tokens of a resumed run, or read the data; writes nothing."""
     config = run.config
     if run.checkpoint is not None and run.tokenizer is not None:
         return run.tokenizer, load_tokens(run.run_dir / TOKENS_FOLDER)
-    source, validation = _find_sources(config)
-    if validation is None:
-        source, validation = hold_back(source, count_characters(source))
+    source, validation = find_text(config)
     tokenizer = run.tokenizer
     if tokenizer is None:
         assert config.vocab_size is not None

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from adarankgrad.train.checkpoints import checkpoint_path, remove_old
-from adarankgrad.train.errors import TrainingError, UserError
+from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.presets import first_line
 
@@ -209,8 +209,8 @@ class RunTrainer(Trainer):
                 "Start again with --overwrite."
             ) from error
 
-    def _not_finite(self, what: str, step: int) -> TrainingError:
-        return TrainingError(
+    def _not_finite(self, what: str, step: int) -> DivergedError:
+        return DivergedError(
             f"{what} at step {step}. Lower --lr, or give more "
             f"--warmup-steps; checkpoints up to here are kept in {self.run_dir / 'checkpoints'}."
         )

@@ -1,0 +1,110 @@
+"""``adarankgrad compare``: several optimizers on the same model and data, and what each gives."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.compare.plan import OF_THE_CELL
+from adarankgrad.train.config import FIELDS, read_toml_table
+from adarankgrad.train.errors import UserError
+
+_SHARED = [name for name in FIELDS if name not in (*OF_THE_CELL, "optimizer_args")]
+_LISTS = {
+    "optimizers": (str, "Names, dotted paths such as torch.optim.Muon, or tables of --config."),
+    "lrs": (float, "Learning rates to try for each method. Default: the one of training."),
+    "plain_lrs": (float, "The same for embeddings, head and norms; every pair is tried."),
+    "seeds": (int, "Rates are chosen on the first, and used on all.  [default: 0]"),
+}
+
+
+def _list_option(name: str) -> inspect.Parameter:
+    option = typer.Option(
+        f"--{name.replace('_', '-')}", help=_LISTS[name][1], show_default=False, metavar="A,B,..."
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+_PARAMETERS = [
+    _option(
+        "output",
+        Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default=False)],
+        None,
+    ),
+    *(_list_option(name) for name in _LISTS),
+    *(option_for(name) for name in _SHARED),
+    _option(
+        "config",
+        Annotated[
+            Path | None,
+            typer.Option(help="TOML file of settings, and a table [methods.NAME] each."),
+        ],
+        None,
+    ),
+    _option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
+    flag("resume", "Continue the comparison in --output; finished runs are reused."),
+    flag("json", "Print the results as one JSON object, the last line of standard output."),
+]
+
+
+def compare(**options: Any) -> None:
+    """Train the same model with several optimizers and compare loss, memory and speed.
+
+    Example: adarankgrad compare --data corpus/ --optimizers adamw,galore,fira,adarankgrad
+    --lrs 1e-3,2e-3,4e-3 --seeds 0,1,2 --output comparisons/first
+    """
+    from rich.console import Console
+
+    from adarankgrad.compare.plan import load_plan, make_plan
+    from adarankgrad.compare.report import results_table
+    from adarankgrad.compare.run import compare as run_comparison
+
+    output, config, workers = (options.pop(name) for name in ("output", "config", "workers"))
+    resume, wants_json = (options.pop(f"wants_{name}") for name in ("resume", "json"))
+    if output is None:
+        raise UserError("--output is missing: name the folder of the comparison.")
+    output = output.expanduser()
+    settings = read_toml_table(config) if config is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    lists = {name: _parse_list(name, given.pop(name)) for name in _LISTS if name in given}
+    settings |= lists | parse_flags(given)
+    plan = load_plan(output) if resume and not settings else make_plan(output, settings)
+
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    results = run_comparison(plan, resume=resume, workers=workers, say=say)
+    Console(stderr=wants_json).print(results_table(plan))
+    say(f"Report: {results['report']}")
+    if wants_json:
+        print(json.dumps(results))
+
+
+compare.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+compare.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
+
+
+def _parse_list(name: str, text: str) -> list[Any]:
+    kind = _LISTS[name][0]
+    try:
+        return [kind(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        wanted = "whole numbers such as 0,1,2" if kind is int else "numbers such as 1e-3,2e-3"
+        raise UserError(
+            f"--{name.replace('_', '-')} {text!r} is not a list of {wanted}."
+        ) from error

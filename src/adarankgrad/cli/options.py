@@ -1,0 +1,71 @@
+"""Flags made from the fields of `TrainConfig`, so that they cannot differ from the TOML keys."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from adarankgrad.train.config import FIELDS, parse_optimizer_args, parse_rank
+from adarankgrad.train.errors import UserError
+
+_METAVARS = {
+    "str": "TEXT",
+    "int": "INT",
+    "float": "NUMBER",
+    "rank": "INT|SHARE",
+    "dict": "NAME=VALUE,...",
+}
+
+
+def option_for(name: str) -> inspect.Parameter:
+    """Make the flag of one setting."""
+    spec = FIELDS[name]
+    kind = spec.metadata["kind"]
+    default = (
+        ""
+        if spec.default is None or not isinstance(spec.default, str | int | float)
+        else (f"  [default: {spec.default}]")
+    )
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=spec.metadata["help"] + default,
+        show_default=False,
+        metavar=_METAVARS[kind],
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def flag(name: str, help_text: str) -> inspect.Parameter:
+    """Make a switch; its value arrives as ``wants_NAME``."""
+    annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text, show_default=False)]
+    return inspect.Parameter(
+        f"wants_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
+    )
+
+
+def parse_flags(flags: dict[str, str]) -> dict[str, Any]:
+    """Turn the flags' text into values; typer's own errors would not name the text."""
+    settings: dict[str, Any] = {}
+    for name, text in flags.items():
+        parser, wanted = _PARSERS[FIELDS[name].metadata["kind"]]
+        try:
+            settings[name] = parser(text)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"--{name.replace('_', '-')} {text!r} is not {wanted}.") from error
+    return settings
+
+
+_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "rank": (parse_rank, "a number of columns such as 64, or a share such as 0.25"),
+    "dict": (parse_optimizer_args, "name=value,..."),
+}

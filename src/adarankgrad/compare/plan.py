@@ -1,0 +1,279 @@
+"""What a comparison trains: methods, learning rates, seeds, and the settings they share."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adarankgrad.train.config import FIELDS, TrainConfig, parse_optimizer_args
+from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.files import write_atomic
+from adarankgrad.train.record import method_name
+
+PLAN_NAME = "comparison.json"
+TOKENIZER_FOLDER = "tokenizer"
+CELLS_FOLDER = "cells"
+_KIND = "adarankgrad comparison"
+OF_THE_CELL = ("output", "optimizer", "lr", "plain_lr", "seed")
+"""Settings of a training run that the comparison decides itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer with its arguments.
+
+    Attributes:
+        label: Its name in the results.
+        settings: Settings of `TrainConfig`; ``optimizer`` is one of them.
+        lrs: Learning rates to try; empty for the one that training would take.
+        plain_lrs: The same for weights that no method projects.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    lrs: tuple[float, ...] = ()
+    plain_lrs: tuple[float, ...] = ()
+
+    @property
+    def rates(self) -> list[tuple[float | None, float | None]]:
+        """Every pair of learning rates to try."""
+        return list(itertools.product(self.lrs or (None,), self.plain_lrs or (None,)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a comparison."""
+
+    method: Method
+    lr: float | None
+    plain_lr: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others, readable, and usable as a path."""
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.method.label.lower()).strip("-") or "method"
+        rates = {"lr": self.lr, "plain": self.plain_lr}
+        given = [f"{name}-{rate:g}" for name, rate in rates.items() if rate is not None]
+        return "/".join([slug, "_".join([*given, f"seed-{self.seed}"])])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison.
+
+    Attributes:
+        output: Its folder.
+        shared: Settings of `TrainConfig` that every run shares.
+        methods: What to compare; the first one is what the others are compared with.
+        seeds: Rates are chosen on the first; every seed gives weights and order of data.
+    """
+
+    output: Path
+    shared: dict[str, Any]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+
+    def check(self) -> None:
+        """See that the plan makes sense by itself, before looking at data or folders.
+
+        Raises:
+            UserError: Naming what does not.
+        """
+        if not self.methods:
+            raise UserError(
+                "--optimizers is missing: name at least one, such as adamw,adarankgrad."
+            )
+        if not self.seeds:
+            raise UserError("--seeds is empty: give at least one, such as 0.")
+        _check_distinct("seeds", self.seeds)
+        slugs: dict[str, str] = {}
+        for method in self.methods:
+            slug = Cell(method, None, None, 0).name
+            if slug in slugs:
+                raise UserError(
+                    f"two methods are called {method.label!r}"
+                    + (f" and {slugs[slug]!r}" if slugs[slug] != method.label else "")
+                    + ": give each a table [methods.NAME] with a name of its own."
+                )
+            slugs[slug] = method.label
+            _check_distinct(f"learning rates of {method.label}", method.lrs)
+            _check_distinct(f"plain learning rates of {method.label}", method.plain_lrs)
+        for cell in self.all_possible_cells():
+            self.config(cell)
+
+    def all_possible_cells(self) -> Iterator[Cell]:
+        """Every rate of every method on the first seed."""
+        for method in self.methods:
+            for lr, plain_lr in method.rates:
+                yield Cell(method, lr, plain_lr, self.seeds[0])
+
+    def config(self, cell: Cell) -> TrainConfig:
+        """Return the settings of one run.
+
+        Raises:
+            UserError: They contradict each other or a range.
+        """
+        settings = {
+            **self.shared,
+            **cell.method.settings,
+            "lr": cell.lr,
+            "plain_lr": cell.plain_lr,
+            "seed": cell.seed,
+            "output": str(self.run_dir(cell)),
+        }
+        if settings.get("tokenizer") is None and self.tokenizer_dir.is_dir():
+            settings["tokenizer"] = str(self.tokenizer_dir)
+        try:
+            return TrainConfig.from_settings(settings)
+        except UserError as error:
+            raise UserError(f"{cell.method.label}: {error}") from error
+
+    def run_dir(self, cell: Cell) -> Path:
+        """Return the folder of one run."""
+        return self.output / CELLS_FOLDER / cell.name
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The folder of the tokenizer that the runs share, if the comparison trained one."""
+        return self.output / TOKENIZER_FOLDER
+
+    def save(self) -> None:
+        """Write the plan into its folder."""
+        content = {"kind": _KIND, **asdict(replace(self, output=Path("."))), "output": None}
+        write_atomic(self.output / PLAN_NAME, json.dumps(content, indent=1) + "\n")
+
+
+def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
+    """Build a checked plan.
+
+    Args:
+        output: Folder of the comparison.
+        settings: Settings of `TrainConfig` that all runs share; ``optimizers`` (names, dotted
+            paths, or labels of ``methods``; default: all of ``methods``), ``seeds``, ``lrs``,
+            ``plain_lrs``; and ``methods``: label to a table of settings, of which ``optimizer``
+            names the optimizer and ``lrs`` and ``plain_lrs`` replace those of all.
+
+    Raises:
+        UserError: A name is unknown or a value makes no sense.
+    """
+    settings = dict(settings)
+    tables = settings.pop("methods", {})
+    names = settings.pop("optimizers", list(tables))
+    seeds = settings.pop("seeds", [0])
+    grid = {key: settings.pop(key, []) for key in ("lrs", "plain_lrs")}
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise UserError("methods must be tables such as [methods.adamw].")
+    for name in settings:
+        if name in OF_THE_CELL:
+            raise UserError(f"{name} is decided by the comparison: {_INSTEAD[name]}.")
+        if name not in FIELDS:
+            raise unknown_name("setting", name, sorted(_OF_ALL))
+    methods = [
+        _from_table(name, tables[name], grid)
+        if name in tables
+        else _from_table(method_name(name), {"optimizer": name}, grid)
+        for name in _list_of(names, str, "optimizers")
+    ]
+    plan = Plan(output, settings, tuple(methods), tuple(_list_of(seeds, int, "seeds")))
+    plan.check()
+    return plan
+
+
+def load_plan(output: Path) -> Plan:
+    """Read the plan of a comparison.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    try:
+        content = json.loads((output / PLAN_NAME).read_text(encoding="utf-8"))
+        if content["kind"] != _KIND:
+            raise ValueError
+        methods = tuple(
+            Method(m["label"], m["settings"], tuple(m["lrs"]), tuple(m["plain_lrs"]))
+            for m in content["methods"]
+        )
+        return Plan(output, content["shared"], methods, tuple(content["seeds"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{output} holds no comparison to resume: name the folder of one, or start without "
+            "--resume."
+        ) from error
+
+
+def check_continues(plan: Plan, saved: Plan) -> None:
+    """See that a plan adds to a saved one: methods, rates and seeds may differ, nothing else.
+
+    Raises:
+        UserError: A setting of finished runs would change.
+    """
+    # Through JSON, which knows no tuples.
+    now, then = (json.loads(json.dumps(p.shared)) for p in (plan, saved))
+    for name in sorted({*now, *then}):
+        if now.get(name) != then.get(name):
+            raise UserError(
+                f"{plan.output} holds another comparison, with {name} = {then.get(name)!r} instead "
+                f"of {now.get(name)!r}: name another --output."
+            )
+    known = {method.label: method.settings for method in saved.methods}
+    for method in plan.methods:
+        settings = json.loads(json.dumps(method.settings))
+        if method.label in known and known[method.label] != settings:
+            raise UserError(
+                f"{plan.output} holds a comparison whose {method.label} has the settings "
+                f"{known[method.label]}: give the new one another label, or name another --output."
+            )
+
+
+_OF_ALL = {*FIELDS, "optimizers", "methods", "seeds", "lrs", "plain_lrs"} - {*OF_THE_CELL}
+_OF_A_METHOD = {*FIELDS, "optimizer", "lrs", "plain_lrs"} - ({*OF_THE_CELL} - {"optimizer"})
+_INSTEAD = {
+    "output": "leave it to --output",
+    "optimizer": "list --optimizers",
+    "lr": "list --lrs",
+    "plain_lr": "list --plain-lrs",
+    "seed": "list --seeds",
+}
+
+
+def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Method:
+    table = dict(table)
+    rates = {
+        key: tuple(_list_of(table.pop(key, grid[key]), float, f"{key} of {label}")) for key in grid
+    }
+    if not isinstance(table.get("optimizer"), str):
+        raise UserError(f'methods.{label} names no optimizer: add optimizer = "adamw" or another.')
+    for name in table:
+        if name in OF_THE_CELL and name != "optimizer":
+            raise UserError(
+                f"{name} of methods.{label} is decided by the comparison: {_INSTEAD[name]}."
+            )
+        if name not in FIELDS:
+            raise unknown_name(f"setting of methods.{label}", name, sorted(_OF_A_METHOD))
+    if isinstance(table.get("optimizer_args"), str):
+        table["optimizer_args"] = parse_optimizer_args(table["optimizer_args"])
+    return Method(label, table, **rates)
+
+
+def _list_of(values: Any, kind: type, what: str) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{what} = {values!r} must be a list.")
+    for value in values:
+        is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not is_right or isinstance(value, bool):
+            raise UserError(f"{what}: {value!r} is not {_WANTED[kind]}.")
+    return [kind(value) for value in values]
+
+
+_WANTED = {str: "a name", int: "a whole number", float: "a number"}
+
+
+def _check_distinct(what: str, values: tuple[Any, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise UserError(f"{what} {', '.join(map(str, values))}: each may stand there once.")

@@ -1,0 +1,121 @@
+"""A comparison from its plan to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from adarankgrad.compare.cells import CellRunner
+from adarankgrad.compare.plan import (
+    CELLS_FOLDER,
+    PLAN_NAME,
+    Cell,
+    Plan,
+    check_continues,
+    load_plan,
+)
+from adarankgrad.compare.results import best_cell
+from adarankgrad.train.errors import Interrupted, TrainingError, UserError
+from adarankgrad.train.files import is_writable_target, staged_folder
+
+
+def compare(
+    plan: Plan,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train every cell of a plan, choose rates, and write the results.
+
+    The rates of each method are chosen on the first seed, by validation loss; the chosen ones are
+    then trained with all other seeds. At a seed, every method starts from the same weights and
+    sees the same batches. A cell that fails or diverges is reported and does not stop the rest.
+
+    Args:
+        plan: From `make_plan`.
+        resume: Continue the comparison in ``plan.output``; finished cells are reused.
+        workers: How many runs at a time, which share the processor's cores.
+        say: Told one line about each thing that happens.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: The plan cannot be met; nothing was trained.
+        TrainingError: No cell of any method came to its end.
+        Interrupted: A signal stopped the comparison; ``resume`` continues it.
+    """
+    from adarankgrad.compare.report import write_results
+
+    _check_folder(plan, resume=resume)
+    _check_methods(plan)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    plan.save()
+    _prepare_tokenizer(plan, say)
+    runner = CellRunner(plan, workers, say)
+    try:
+        runner.run(list(plan.all_possible_cells()))
+        chosen = [cell for method in plan.methods if (cell := best_cell(plan, method)) is not None]
+        repeats = [replace(cell, seed=seed) for seed in plan.seeds[1:] for cell in chosen]
+        if repeats:
+            runner.run(repeats)
+    except Interrupted as error:
+        raise Interrupted(
+            "stopped; what is finished is kept. Continue with: "
+            f"adarankgrad compare --resume --output {plan.output}",
+            error.exit_code,
+        ) from error
+    if not chosen:
+        raise TrainingError(
+            f"no run came to its end; what each said is in {plan.output / CELLS_FOLDER}."
+        )
+    return write_results(plan)
+
+
+def _check_folder(plan: Plan, *, resume: bool) -> None:
+    output = plan.output
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output} is a file: name a folder.")
+    if resume:
+        check_continues(plan, load_plan(output))
+    elif (output / PLAN_NAME).exists():
+        raise UserError(
+            f"output {output} holds a comparison: continue it with --resume, or name another "
+            "folder."
+        )
+    elif output.is_dir() and any(output.iterdir()):
+        raise UserError(f"output {output} holds other files: name another folder.")
+    if not is_writable_target(output):
+        raise UserError(f"output {output} cannot be written: name a folder you may write to.")
+
+
+def _check_methods(plan: Plan) -> None:
+    """Find out whether every method could train, before the first one does."""
+    from adarankgrad.train.run import check_request
+
+    for method in plan.methods:
+        cell = Cell(method, *method.rates[0], plan.seeds[0])
+        config = replace(plan.config(cell), output=str(plan.output / CELLS_FOLDER / "check"))
+        try:
+            check_request(config)
+        except UserError as error:
+            raise UserError(f"{method.label}: {error}") from error
+
+
+def _prepare_tokenizer(plan: Plan, say: Callable[[str], None]) -> None:
+    """Train the tokenizer once for all runs, unless there is one."""
+    from adarankgrad.train.presets import plan_model
+    from adarankgrad.train.run import find_text
+    from adarankgrad.train.tokenizer import given_tokenizer, train_tokenizer
+
+    config = plan.config(next(plan.all_possible_cells()))
+    if given_tokenizer(config) is not None:
+        return
+    say("training a tokenizer")
+    source, _ = find_text(config)
+    vocab_size = plan_model(config, None).config.get_text_config().vocab_size
+    texts = (piece.text for piece in source.pieces())
+    with staged_folder(plan.tokenizer_dir) as staging:
+        train_tokenizer(texts, vocab_size, config.seq_len).save_pretrained(staging)
