@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adarankgrad import AdaRankGrad, Fira, GaLore
+import pytest
+
+from adarankgrad import AdaRankGrad, Fira, GaLore, OrthogonalizedSGD
 from adarankgrad.optim.engine import SubspaceOptimizer
 
 
@@ -20,12 +22,14 @@ class Case:
         constructor: the class, or a preset of it.
         options: on top of `FREQUENT`, which makes refreshes frequent and ranks change.
         learned_loss: what a small regression must get below (`test_learning`).
+        has_basis: whether it projects gradients at all.
     """
 
     name: str
     constructor: Callable[..., SubspaceOptimizer]
     options: dict[str, Any] = field(default_factory=dict)
     learned_loss: float = 0.09
+    has_basis: bool = True
 
     def build(self, params: Any, **overrides: Any) -> SubspaceOptimizer:
         """Build the optimizer; overrides are options of this one test."""
@@ -36,7 +40,7 @@ class Case:
     def in_its_words(self, options: dict[str, Any]) -> dict[str, Any]:
         """Name options as the method does, and leave out those it does not have."""
         names = inspect.signature(self.constructor).parameters
-        if "rank" not in names:
+        if "rank" not in names and "max_rank" in names:
             return options
         renamed = {_NAMES_AT_FIXED_RANK.get(name, name): value for name, value in options.items()}
         return {name: value for name, value in renamed.items() if name in names}
@@ -79,5 +83,9 @@ CASES = [
     # Its bases change signs at random, and kept moments then point the wrong way for a while.
     Case("galore-randomized", GaLore, {"basis": "randomized", "scale": 1.0}, learned_loss=0.15),
     Case("fira", Fira, {"scale": 1.0}),
+    Case("orthogonalized-sgd", OrthogonalizedSGD, has_basis=False),
     Case("fira-official", Fira, {"residual": "official", "scale": 0.5}),
 ]
+
+with_basis = pytest.mark.parametrize("case", [c for c in CASES if c.has_basis], ids=str)
+"""For tests of what only optimizers with a basis have."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .cases import with_basis
 from .problems import (
     MATRICES,
     assert_same_bits,
@@ -105,6 +106,7 @@ def test_lr_zero_leaves_weights_as_they_are_bit_for_bit(case, dtype, weight_deca
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@with_basis
 def test_a_first_step_with_zero_gradients_and_lr_zero_is_harmless(case, dtype):
     # Distributed checkpoints take such a step to materialise state before they load.
     params, expected = make_params(dtype), make_params(dtype)
@@ -124,6 +126,7 @@ def test_a_first_step_with_zero_gradients_and_lr_zero_is_harmless(case, dtype):
         assert torch.equal(weights_of(params)[name], weights_of(expected)[name])
 
 
+@with_basis
 def test_zero_gradients_at_a_refresh_keep_the_basis_and_are_counted(case):
     params = make_params()
     optimizer = case.build(params, refresh_max_gap=1)
@@ -140,6 +143,7 @@ def test_zero_gradients_at_a_refresh_keep_the_basis_and_are_counted(case):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@with_basis
 def test_a_broken_first_gradient_is_skipped_counted_and_leaves_matrices_alone(case, value):
     params, expected = make_params()[:3], make_params()[:3]
     optimizer = case.build(params)
@@ -159,6 +163,7 @@ def test_a_broken_first_gradient_is_skipped_counted_and_leaves_matrices_alone(ca
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
+@with_basis
 def test_a_broken_gradient_at_a_later_refresh_never_reaches_a_factorisation(case, value):
     params = make_params()[:3]
     optimizer = case.build(params, refresh_max_gap=1)

@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 
+from .cases import with_basis
 from .problems import (
     MATRICES,
     assert_same_bits,
@@ -77,6 +78,7 @@ def test_resume_into_an_optimizer_that_never_stepped_is_bit_for_bit(case, dtype,
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@with_basis
 def test_resume_into_an_optimizer_at_other_ranks_is_bit_for_bit(case, dtype):
     _, whole_params = uninterrupted(case, dtype)
 

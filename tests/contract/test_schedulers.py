@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from .cases import with_basis
 from .problems import SHAPES, assert_same_bits, make_params, train, weights_of
 
 NUM_STEPS = 10
@@ -101,6 +102,7 @@ def test_a_scheduler_sets_what_it_sets_for_adamw_and_the_step_uses_it(case, name
 
 
 @pytest.mark.parametrize("changed", [{"lr": 0.002}, {"betas": (0.5, 0.9)}], ids=str)
+@with_basis
 def test_every_parameter_follows_what_a_scheduler_may_change(case, changed):
     params, expected = few_params(), few_params()
     optimizer, unchanged = case.build(params), case.build(expected)

@@ -73,8 +73,9 @@ def test_stacked_experts_train_like_the_same_matrices_apart(case, shape):
             expert.grad = expert_grad.clone()
         stack.step()
         singles.step()
-    assert ranks_of(stack) == [4]
-    assert ranks_of(singles) == [4] * shape[0]
+    rank = 4 if case.has_basis else 0
+    assert ranks_of(stack) == [rank]
+    assert ranks_of(singles) == [rank] * shape[0]
     # The same operations in a batch: float32 rounding, amplified at most to 1e-4 of the steps.
     torch.testing.assert_close(
         experts.detach(),
@@ -90,7 +91,7 @@ def test_matrices_smaller_than_the_ceiling_are_trained(case, shape):
     before = weights_of(params)
     optimizer = case.build(params, max_rank=64, min_rank=64)
     train(optimizer, params, range(NUM_STEPS))
-    assert ranks_of(optimizer) == [min(shape)]
+    assert ranks_of(optimizer) == [min(shape) if case.has_basis else 0]
     assert torch.isfinite(params[0][1]).all()
     assert not torch.equal(params[0][1], before["small"])
 

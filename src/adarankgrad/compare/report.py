@@ -59,9 +59,7 @@ _IN_TERMINAL = (
     "Validation loss",
     "± over seeds",
     "of AdamW's",
-    "Peak memory",
     "Tokens/s",
-    "Rank, end",
     "lr",
 )
 

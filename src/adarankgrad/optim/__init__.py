@@ -4,6 +4,7 @@ from .adarankgrad import AdaRankGrad
 from .fira import Fira
 from .galore import GaLore
 from .groups import describe, param_groups
+from .orthogonalized_sgd import OrthogonalizedSGD
 from .report import LayerReport, OptimizerReport, log_reports
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GaLore",
     "LayerReport",
     "OptimizerReport",
+    "OrthogonalizedSGD",
     "describe",
     "log_reports",
     "param_groups",

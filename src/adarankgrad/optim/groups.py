@@ -126,7 +126,8 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
                 plain_bytes += full
                 continue
             layout = layout_for(param, {"side": "short", "stacked": False, **group})
-            rank = resolve_rank(group.get("max_rank", max_rank), layout)
+            has_basis = group.get("basis") != "none"
+            rank = resolve_rank(group.get("max_rank", max_rank), layout) if has_basis else 0
             width = torch.promote_types(param.dtype, torch.float32).itemsize
             held = projected_state_bytes(layout, rank, width)
             num_projected += param.numel()

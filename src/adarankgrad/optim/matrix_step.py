@@ -146,6 +146,8 @@ def _coordinates(
     grad_matrix: Tensor, state: State, options: Options, layout: Layout, turn: Turn
 ) -> Tensor:
     """The gradient in the basis, which is replaced first where that is due."""
+    if options["basis"] == "none":
+        return project(grad_matrix, state["basis"])
     rule = refresh_rule(options)
     if options["stagger"] and state["num_refreshes"] == 1:
         rule = rule._replace(max_gap=staggered_gap(rule.max_gap, turn.position))
@@ -271,7 +273,8 @@ def _residual_step(
 ) -> Tensor | None:
     """The step outside the basis, shaped as the gradient's matrix, or None."""
     kind = options["residual"]
-    if kind == "none" or coords.shape[-2] == 0:  # no basis: no gradient was fit for a step yet
+    was_never_fit = coords.shape[-2] == 0 and options["basis"] != "none"
+    if kind == "none" or was_never_fit:  # for a basis to be found
         return None
     factor = options["scale"] if kind == "fira_official" else 1.0
     residual = outside_basis(grad_matrix, state["basis"], coords, factor=factor)

@@ -16,7 +16,7 @@ from ..core.residual import RESIDUALS
 DEFAULT_MAX_RANK = 0.25
 DEFAULT_MIN_RANK = 4
 
-BasisFinder = Literal["randomized", "exact"]
+BasisFinder = Literal["randomized", "exact", "none"]
 BiasCorrection = Literal["per_direction", "global"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
 BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
@@ -144,6 +144,8 @@ def resolve_rank(rank: int | float, layout: Layout) -> int:
 
 def rank_bounds(options: Mapping[str, Any], layout: Layout) -> tuple[int, int]:
     """Floor and ceiling of one matrix's rank; a default floor gives way to the ceiling."""
+    if options["basis"] == "none":
+        return 0, 0
     max_rank = resolve_rank(options["max_rank"], layout)
     if options["min_rank"] is None:
         return min(DEFAULT_MIN_RANK, max_rank), max_rank

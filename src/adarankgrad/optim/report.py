@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..core.memory import adam_state_bytes
 from ..core.refresh import RefreshReason
 from .matrix_step import KEPT_ON_CPU, layout_for
-from .options import resolve_rank
+from .options import rank_bounds
 from .text_table import aligned, mib
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _layer_report(
         name=name,
         shape=tuple(param.shape),
         rank=state["basis"].shape[-1],
-        max_rank=resolve_rank(group["max_rank"], layout_for(param, group)),
+        max_rank=rank_bounds(group, layout_for(param, group))[1],
         captured_energy=state["captured_energy"],
         steps_since_refresh=state["steps_since_refresh"],
         refresh_reason=RefreshReason(state["refresh_reason"]).name.lower(),

@@ -69,7 +69,8 @@ class TrainConfig:
         "Vocabulary in tokens. Default: the model's (small-llama: 4096).", None, kind="int"
     )
     optimizer: str = _setting(
-        "adarankgrad, adarankgrad-published, galore, fira, adamw, or the dotted path of a class "
+        "adarankgrad, adarankgrad-published, galore, fira, orthogonalized-sgd, adamw, or the "
+        "dotted path of a class "
         "such as torch.optim.Muon, which trains the weights that low-rank methods project, and "
         "AdamW the others.",
         "adarankgrad",

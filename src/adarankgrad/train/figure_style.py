@@ -32,6 +32,7 @@ METHOD_COLOURS = {
     "SoRA": "#8d6e63",
     "PRILoRA": "#93a01c",
     "SGD": "#7a8699",
+    "Orthogonalized SGD": "#4f7a6b",
 }
 """Chosen to be told apart on white and on near-black paper."""
 

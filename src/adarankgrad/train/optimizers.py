@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarankgrad.optim import AdaRankGrad, Fira, GaLore, param_groups
+from adarankgrad.optim import AdaRankGrad, Fira, GaLore, OrthogonalizedSGD, param_groups
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.matrix_step import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
@@ -109,6 +109,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, DEFAULT_PLAIN_LR, True),
     "fira": OptimizerSpec(Fira, (Fira,), 1e-2, DEFAULT_PLAIN_LR, True),
+    "orthogonalized-sgd": OptimizerSpec(
+        OrthogonalizedSGD, (OrthogonalizedSGD,), 8e-3, DEFAULT_PLAIN_LR, True
+    ),
     "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, DEFAULT_PLAIN_LR, False),
 }
 

@@ -25,6 +25,7 @@ METHOD_NAMES = {
     "fira": "Fira",
     "galore": "GaLore",
     "muon": "Muon",
+    "orthogonalized-sgd": "Orthogonalized SGD",
     "prilora": "PRILoRA",
     "sara": "SaRA",
     "sgd": "SGD",
