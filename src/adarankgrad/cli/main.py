@@ -17,6 +17,7 @@ _EXTRA = 'needs packages that are not installed: pip install "adarankgrad[train]
 _COMMANDS = (
     ("adarankgrad.cli.train", "train"),
     ("adarankgrad.cli.compare", "compare"),
+    ("adarankgrad.cli.tune", "tune"),
     ("adarankgrad.cli.demo", "demo"),
 )
 

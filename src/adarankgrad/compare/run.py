@@ -49,11 +49,7 @@ def compare(
     """
     from adarankgrad.compare.report import write_results
 
-    _check_folder(plan, resume=resume)
-    _check_methods(plan)
-    plan.output.mkdir(parents=True, exist_ok=True)
-    plan.save()
-    _prepare_tokenizer(plan, say)
+    prepare(plan, resume=resume, say=say)
     runner = CellRunner(plan, workers, say)
     try:
         runner.run(list(plan.all_possible_cells()))
@@ -72,6 +68,19 @@ def compare(
             f"no run came to its end; what each said is in {plan.output / CELLS_FOLDER}."
         )
     return write_results(plan)
+
+
+def prepare(plan: Plan, *, resume: bool, say: Callable[[str], None]) -> None:
+    """Check a plan against its folder, data and optimizers, then make folder and tokenizer.
+
+    Raises:
+        UserError: The plan cannot be met; nothing was written.
+    """
+    _check_folder(plan, resume=resume)
+    _check_methods(plan)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    plan.save()
+    _prepare_tokenizer(plan, say)
 
 
 def _check_folder(plan: Plan, *, resume: bool) -> None:

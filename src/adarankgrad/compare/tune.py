@@ -1,0 +1,117 @@
+"""A learning rate for one optimizer, from a few short runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from adarankgrad.compare.cells import CellRunner, outcome_of
+from adarankgrad.compare.plan import Cell, Plan
+from adarankgrad.compare.run import prepare
+from adarankgrad.train.errors import Interrupted, TrainingError
+
+MAX_RUNS = 8
+_FACTOR = 2.0
+_FACTOR_AFTER_DIVERGENCE = 10.0
+
+
+def next_rates(losses: dict[float, float], start: float, num_runs: int) -> list[float]:
+    """Return the rates to try next, none when the search is over.
+
+    The start, twice and half of it first; then on by factors of two until the best rate has worse
+    ones on both sides; then the two rates half-way (by factor) to its neighbours. Where every run
+    diverged, a tenth of the lowest.
+
+    Args:
+        losses: Rate to validation loss of the runs so far, infinite where a run diverged.
+        start: The first rate to try.
+        num_runs: Most runs in all.
+    """
+    left = num_runs - len(losses)
+    if not losses:
+        wanted = [start, start * _FACTOR, start / _FACTOR]
+    elif math.isinf(min(losses.values())):
+        wanted = [min(losses) / _FACTOR_AFTER_DIVERGENCE]
+    else:
+        best = min(losses, key=lambda rate: losses[rate])
+        above, below = (
+            [rate for rate in losses if rate > best],
+            [rate for rate in losses if rate < best],
+        )
+        if not above or not below:
+            wanted = [best / _FACTOR if above else best * _FACTOR]
+        else:
+            middles = [math.sqrt(best * rate) for rate in (min(above), max(below))]
+            # A neighbour at the root of two or nearer is near enough.
+            wanted = [m for m in middles if max(m / best, best / m) > _FACTOR ** (3 / 8)]
+    return [_rounded(rate) for rate in wanted[: max(0, left)]]
+
+
+def tune(
+    plan: Plan,
+    start: float,
+    *,
+    num_runs: int = MAX_RUNS,
+    resume: bool = False,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Search the learning rate of a plan's only method, on its first seed.
+
+    Args:
+        plan: From `make_plan`, with one method; its rates do not count.
+        start: The first rate to try.
+        num_runs: Most runs.
+        resume: Continue the search in ``plan.output``; finished runs are reused.
+        workers: How many runs at a time.
+        say: Told one line about each thing that happens.
+
+    Returns:
+        ``lr``, ``val_loss``, ``is_at_edge`` (a better rate may lie outside), ``losses`` (rate to
+        validation loss, None where the run diverged or failed), and what `compare` returns as
+        ``results``.
+
+    Raises:
+        UserError: The plan cannot be met; nothing was trained.
+        TrainingError: No run came to its end.
+        Interrupted: A signal stopped the search; ``resume`` continues it.
+    """
+    from adarankgrad.compare.report import write_results
+
+    prepare(plan, resume=resume, say=say)
+    runner = CellRunner(plan, workers, say)
+    method = plan.methods[0]
+    plain_lr = method.rates[0][1]
+    losses: dict[float, float] = {}
+    while rates := next_rates(losses, start, num_runs):
+        method = replace(method, lrs=tuple(sorted([*losses, *rates])))
+        plan = replace(plan, methods=(method,))
+        plan.save()
+        cells = [Cell(method, rate, plain_lr, plan.seeds[0]) for rate in rates]
+        try:
+            runner.run(cells)
+        except Interrupted as error:
+            raise Interrupted(
+                "stopped; what is finished is kept. Continue with the same command and --resume.",
+                error.exit_code,
+            ) from error
+        for cell, rate in zip(cells, rates, strict=True):
+            loss = outcome_of(plan, cell).val_loss
+            losses[rate] = math.inf if loss is None else loss
+    best = min(losses, key=lambda rate: losses[rate])
+    if math.isinf(losses[best]):
+        raise TrainingError(f"no run came to its end; what each said is in {plan.output}.")
+    return {
+        "lr": best,
+        "plain_lr": plain_lr,
+        "val_loss": losses[best],
+        "is_at_edge": best in (min(losses), max(losses)),
+        "losses": {f"{r:g}": None if math.isinf(x) else x for r, x in sorted(losses.items())},
+        "results": write_results(plan),
+    }
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")

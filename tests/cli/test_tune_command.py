@@ -1,0 +1,47 @@
+"""``adarankgrad tune``: a search by real runs, resumed, and bad input."""
+
+import json
+
+import pytest
+from train_inputs import call, tiny_flags, write_inputs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_search_recommends_the_best_rate_it_tried_and_reuses_runs(folder, capfd):
+    flags = tiny_flags(output="tuning", lr=1e-3, plain_lr=5e-3, steps=3)
+    assert call("tune", *flags, "--runs", "2", "--json") == 0
+    captured = capfd.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert set(result["losses"]) == {"0.001", "0.002"}
+    assert result["losses"][f"{result['lr']:g}"] == min(result["losses"].values())
+    assert f"--optimizer adamw --lr {result['lr']:g} --plain-lr 0.005" in captured.err
+    assert call("tune", *flags, "--runs", "2", "--json", "--resume") == 0
+    again = capfd.readouterr()
+    assert "2 of 2 runs are there already" in again.err
+    assert json.loads(again.out.splitlines()[-1])["losses"] == result["losses"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": None}, "--output is missing"),
+        ({"optimizer": "adamz"}, "unknown optimizer 'adamz'"),
+        ({"runs": 9}, "9 is not in the range"),
+        ({"lr": "fast"}, "--lr 'fast' is not a number"),
+        ({"lr": -1}, "must be greater than 0"),
+        ({"data": "none.txt"}, "none.txt"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(changes, message, folder, capsys):
+    before = sorted(folder.iterdir())
+    assert call("tune", *tiny_flags(**{"output": "tuning", **changes})) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
