@@ -32,7 +32,7 @@ def test_the_search_recommends_the_best_rate_it_tried_and_reuses_runs(folder, ca
     [
         ({"output": None}, "--output is missing"),
         ({"optimizer": "adamz"}, "unknown optimizer 'adamz'"),
-        ({"runs": 9}, "9 is not in the range"),
+        ({"runs": 9}, "Invalid value for '--runs'"),
         ({"lr": "fast"}, "--lr 'fast' is not a number"),
         ({"lr": -1}, "must be greater than 0"),
         ({"data": "none.txt"}, "none.txt"),

@@ -71,10 +71,8 @@ def tune(**options: Any) -> None:
         "plain_lrs": [settings.pop("plain_lr", spec.default_plain_lr)],
     }
     seeds = [settings.pop("seed", 0)]
-    settings = {
-        "steps": _DEFAULT_STEPS,
-        "eval_every": settings.get("steps", _DEFAULT_STEPS),
-    } | settings
+    steps = settings.get("steps", _DEFAULT_STEPS)
+    settings = {"steps": steps, "eval_every": steps} | settings
     plan = make_plan(output, {**settings, "seeds": seeds, "methods": {method_name(name): table}})
 
     console = Console(stderr=True)
