@@ -79,6 +79,7 @@ CASES = [
     Case("adarankgrad-published", AdaRankGrad.published, {"refresh_norm": 1e-4}),
     Case("adarankgrad-residual-fira", AdaRankGrad, {"residual": "fira"}),
     Case("adarankgrad-residual-normalized", AdaRankGrad, {"residual": "normalized"}),
+    Case("adarankgrad-update-orthogonalized", AdaRankGrad, {"update": "orthogonalized"}),
     Case("galore", GaLore, {"scale": 1.0}),
     # Its bases change signs at random, and kept moments then point the wrong way for a while.
     Case("galore-randomized", GaLore, {"basis": "randomized", "scale": 1.0}, learned_loss=0.15),

@@ -31,7 +31,9 @@ def expected_bytes(optimizer, layout, rank, bytes_per_element=4):
     """What `core.memory` says, and Fira's one number a matrix: the norm of its last residual."""
     has_norm = optimizer.defaults["residual"].startswith("fira")
     norm_bytes = layout.num_matrices * bytes_per_element if has_norm else 0
-    return projected_state_bytes(layout, rank, bytes_per_element) + norm_bytes
+    num_moments = 1 if optimizer.defaults["update"] == "orthogonalized" else 2
+    held = projected_state_bytes(layout, rank, bytes_per_element, num_moments=num_moments)
+    return held + norm_bytes
 
 
 class Allocations(TorchDispatchMode):

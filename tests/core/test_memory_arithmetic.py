@@ -20,6 +20,7 @@ def test_a_tall_matrix_by_hand():
     assert projected_state_bytes(layout_of(shape, "short"), 4) == 844 * 4
     assert projected_state_bytes(layout_of(shape, "long"), 4) == 484 * 4
     assert projected_state_bytes(layout_of(shape, "short"), 4, bytes_per_element=8) == 844 * 8
+    assert projected_state_bytes(layout_of(shape, "short"), 4, num_moments=1) == 444 * 4
     assert projected_state_bytes(layout_of(shape, "short"), 0) == 0
     assert adam_state_bytes(1000) == 8000
     assert adam_state_bytes(1000, bytes_per_element=2) == 4000

@@ -30,6 +30,7 @@ def build_pair(
     side="short",
     per_direction=True,
     basis="exact",
+    update="adam",
     residual_scale=0.0,
     **options,
 ):
@@ -56,6 +57,7 @@ def build_pair(
         side=side,
         basis=basis,
         bias_correction="per_direction" if per_direction else "global",
+        update=update,
         residual="orthogonalized" if residual_scale else "none",
         residual_scale=residual_scale,
         oversampling=4,
@@ -84,6 +86,7 @@ def build_pair(
         tau=chosen["refresh_energy"],
         second_moment=carry,
         per_direction=per_direction,
+        orthogonal=update == "orthogonalized",
         rho=residual_scale,
     )
     return param, optimizer, oracle
@@ -165,6 +168,25 @@ def test_with_an_orthogonalized_residual_it_is_the_reference(shape, side):
     for grad in drifting_gradients(*shape, NUM_STEPS):
         step_both(*pair, grad, hand_over_basis=True)
     assert weight_difference(param, oracle) < 485 * float64_tolerance()
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (8, 8)])
+@pytest.mark.parametrize("side", ["short", "long"])
+@pytest.mark.parametrize("residual_scale", [0.0, 2.0])
+def test_with_an_orthogonalized_update_it_is_the_reference(shape, side, residual_scale):
+    """The slope of Newton-Schulz, as above, once for the first moment and once for the residual."""
+    pair = build_pair(
+        torch.randn(shape, dtype=torch.float64),
+        side=side,
+        update="orthogonalized",
+        residual_scale=residual_scale,
+    )
+    param, optimizer, oracle = pair
+    for grad in drifting_gradients(*shape, NUM_STEPS):
+        step_both(*pair, grad, hand_over_basis=True)
+        assert_same_decisions(optimizer.state[param], oracle)
+    assert optimizer.state[param]["exp_avg_sq"].numel() == 0
+    assert weight_difference(param, oracle) < 2 * 485 * float64_tolerance()
 
 
 @pytest.mark.parametrize("carry", CARRIES)

@@ -41,6 +41,7 @@ BAD_VALUES = [
     ("carry", "rotate"),
     ("carry", None),
     ("bias_correction", "none"),
+    ("update", "sgd"),
     ("monotone", "no"),
     ("warm_start", 3),
     ("project", "no"),
@@ -63,6 +64,11 @@ def test_a_bad_value_in_a_group_raises_whenever_the_group_is_added(name, value):
     with pytest.raises(ValueError, match=name):
         optimizer.add_param_group({"params": [weight()], name: value})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_carry_of_variances_needs_an_update_that_keeps_them():
+    with pytest.raises(ValueError, match=r"carry='ldadam'.*use carry='squared'"):
+        AdaRankGrad([weight()], carry="ldadam", update="orthogonalized")
 
 
 def test_an_unknown_group_option_raises_and_the_known_ones_are_listed():

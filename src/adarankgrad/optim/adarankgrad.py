@@ -18,7 +18,7 @@ from ..core.projection import Side
 from ..core.rank import energy_from_residual
 from ..core.residual import Residual
 from .engine import SubspaceOptimizer
-from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection
+from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection, Update
 
 
 class AdaRankGrad(SubspaceOptimizer):
@@ -77,6 +77,9 @@ class AdaRankGrad(SubspaceOptimizer):
         bias_correction: of the second moment, ``per_direction`` or ``global``. Global takes a
             direction that is new to the basis for one that was always there, and its first steps
             are several times too long.
+        update: inside the basis, ``adam``, or ``orthogonalized``: the first moment with all its
+            singular values raised to one, as in Muon and SUMO (arXiv 2505.24749), at the size of
+            Adam's steps. It keeps no second moment; ``eps`` does not act in it.
         residual: what is done outside the basis: ``orthogonalized``, ``normalized`` (columns of the
             size of Adam's steps), ``fira`` or ``fira_official`` (`Fira`), or ``none``. The first
             two take steps of full size however small the gradient is: ``eps`` does not act there,
@@ -94,10 +97,11 @@ class AdaRankGrad(SubspaceOptimizer):
         ValueError: if an option is out of range, the budget does not hold every weight's
             ``min_rank``, or at a step if a gradient is sparse.
 
-    Memory: m·r + 2·r·n + r state elements a matrix of projected side m, float32 (float64 under
-    float64 weights), and one gradient in the basis at a time. A refresh needs two sketches of
-    ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
-    of the matrix: up to seven for ``orthogonalized``, where the matrix is square, else two.
+    Memory: m·r + 2·r·n + r state elements a matrix of projected side m (m·r + r·n + r without the
+    second moment), float32 (float64 under float64 weights), and one gradient in the basis at a
+    time. A refresh needs two sketches of ceiling width, and a float32 copy of one half-precision
+    gradient. A residual needs temporaries of the matrix: up to seven for ``orthogonalized``, where
+    the matrix is square, else two.
 
     Example:
         >>> import torch
@@ -139,6 +143,7 @@ class AdaRankGrad(SubspaceOptimizer):
         stagger: bool = False,
         carry: Carry = "squared",
         bias_correction: BiasCorrection = "per_direction",
+        update: Update = "adam",
         residual: Residual = "orthogonalized",
         residual_scale: float = 2.0,
         adam_convention: AdamConvention = "torch",

@@ -235,7 +235,7 @@ class SubspaceOptimizer(Optimizer):
     ) -> None:
         state = self.state[param]
         if not state:
-            state.update(new_state(param, layout_for(param, group)))
+            state.update(new_state(param, layout_for(param, group), group))
         has_budget = self._memory_budget is not None
         turn = Turn(name, position, (lambda: budget().max_rank(param)) if has_budget else None)
         step_matrix(param, cast(Tensor, param.grad), state, group, turn)
@@ -314,7 +314,7 @@ def _is_matrix_to_project(param: Tensor, group: Group) -> bool:
 def _check_state_fits(state: Group, param: Tensor, group: Group, name: str) -> None:
     """See that a step could start from a saved state, before anything is replaced."""
     if _is_matrix_to_project(param, group):
-        fits = fits_matrix(state, layout_for(param, group))
+        fits = fits_matrix(state, layout_for(param, group), group)
     else:
         fits = "basis" not in state and state["exp_avg"].shape == param.shape
     if not fits:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.memory import adam_state_bytes, projected_state_bytes
 from .matrix_step import layout_for
-from .options import DEFAULT_MAX_RANK, resolve_rank
+from .options import DEFAULT_MAX_RANK, num_moments, resolve_rank
 from .text_table import aligned, mib
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -129,7 +129,7 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             has_basis = group.get("basis") != "none"
             rank = resolve_rank(group.get("max_rank", max_rank), layout) if has_basis else 0
             width = torch.promote_types(param.dtype, torch.float32).itemsize
-            held = projected_state_bytes(layout, rank, width)
+            held = projected_state_bytes(layout, rank, width, num_moments=num_moments(group))
             num_projected += param.numel()
             ceiling_bytes += held
             adamw_bytes += full

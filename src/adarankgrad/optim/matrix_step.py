@@ -1,4 +1,4 @@
-"""One step of Adam inside a basis, for one projected weight.
+"""One step inside a basis, and outside it, for one projected weight.
 
 The state of a weight is tensors and plain numbers (`new_state`), so that it survives any
 ``torch.save`` and ``weights_only`` load. Ranks change it from refresh to refresh.
@@ -35,7 +35,7 @@ from ..core.residual import (
     scaled_like_adam,
     without_rounding,
 )
-from .options import rank_bounds, refresh_rule
+from .options import num_moments, rank_bounds, refresh_rule
 
 KEPT_ON_CPU = ("step", "energies")
 """Counters and spectra in a parameter's state, read by the host and not counted as its bytes."""
@@ -65,23 +65,25 @@ def layout_for(weight: Tensor, options: Options) -> Layout:
     return layout_of(weight.shape, options["side"], is_stacked=options["stacked"])
 
 
-def new_state(weight: Tensor, layout: Layout) -> State:
+def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
     """State before the first refresh: a basis with no columns yet.
 
     ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
-    the present basis (m, r). The moments are (r, n), and ``seen`` (r, 1) is the share of the
-    second's average that each direction has lived through (`core.carry.Moments`). All are float32,
-    or float64 under float64 weights.
+    the present basis (m, r). The moments are (r, n), the second (r, 0) for an update that has none,
+    and ``seen`` (r, 1) is the share of the second's average that each direction has lived through
+    (`core.carry.Moments`). All are float32, or float64 under float64 weights.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    basis_shape = (*layout.batch_shape, layout.num_rows, 0)
-    coords_shape = (*layout.batch_shape, 0, layout.num_cols)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.zeros((*layout.batch_shape, *shape), dtype=dtype, device=weight.device)
+
     return {
         "step": 0,
-        "basis": torch.zeros(basis_shape, dtype=dtype, device=weight.device),
-        "exp_avg": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
-        "exp_avg_sq": torch.zeros(coords_shape, dtype=dtype, device=weight.device),
-        "seen": torch.zeros((*coords_shape[:-1], 1), dtype=dtype, device=weight.device),
+        "basis": empty(layout.num_rows, 0),
+        "exp_avg": empty(0, layout.num_cols),
+        "exp_avg_sq": empty(0, _second_moment_cols(layout, options)),
+        "seen": empty(0, 1),
         "steps_since_refresh": 0,
         "num_refreshes": 0,
         "num_skipped_refreshes": 0,
@@ -91,18 +93,22 @@ def new_state(weight: Tensor, layout: Layout) -> State:
     }
 
 
-def fits_matrix(state: State, layout: Layout) -> bool:
+def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
     """Tell whether a saved state is from `new_state`, at any rank, for a weight of this layout."""
-    if "basis" not in state or "exp_avg" not in state:
+    if "basis" not in state:
         return False
     rank = state["basis"].shape[-1]
-    basis_shape = (*layout.batch_shape, layout.num_rows, rank)
-    coords_shape = (*layout.batch_shape, rank, layout.num_cols)
-    norm_shape = (*layout.batch_shape, 1, 1)
-    return bool(
-        state["basis"].shape == basis_shape
-        and state["exp_avg"].shape == coords_shape
-        and ("residual_norm" not in state or state["residual_norm"].shape == norm_shape)
+    shapes = {
+        "basis": (layout.num_rows, rank),
+        "exp_avg": (rank, layout.num_cols),
+        "exp_avg_sq": (rank, _second_moment_cols(layout, options)),
+        "seen": (rank, 1),
+    }
+    if "residual_norm" in state:
+        shapes["residual_norm"] = (1, 1)
+    return all(
+        key in state and state[key].shape == (*layout.batch_shape, *shape)
+        for key, shape in shapes.items()
     )
 
 
@@ -124,22 +130,40 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
     direction = coords
     if coords.shape[-2] > 0:
         state["step"] += 1
-        direction = adam_direction(
-            coords,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["seen"],
-            step=state["step"],
-            betas=options["betas"],
-            eps=corrected_eps(
-                options["eps"],
-                options["adam_convention"],
-                step=state["step"],
-                beta2=options["betas"][1],
-            ),
-        )
+        direction = _UPDATES[options["update"]](coords, state, options)
     residual = _residual_step(grad_matrix, coords, direction, state, options)
     _update_weight(weight, layout, state["basis"], direction, residual, options)
+
+
+def _adam_update(coords: Tensor, state: State, options: Options) -> Tensor:
+    eps = corrected_eps(
+        options["eps"],
+        options["adam_convention"],
+        step=state["step"],
+        beta2=options["betas"][1],
+    )
+    return adam_direction(
+        coords,
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        state["seen"],
+        step=state["step"],
+        betas=options["betas"],
+        eps=eps,
+    )
+
+
+def _orthogonalized_update(coords: Tensor, state: State, options: Options) -> Tensor:
+    """Muon's step inside the basis, as in SUMO: of the first moment, which needs no second."""
+    beta1, _ = options["betas"]
+    return orthogonalized(state["exp_avg"].lerp_(coords, 1.0 - beta1))
+
+
+_UPDATES = {"adam": _adam_update, "orthogonalized": _orthogonalized_update}
+
+
+def _second_moment_cols(layout: Layout, options: Options) -> int:
+    return layout.num_cols if num_moments(options) == 2 else 0
 
 
 def _coordinates(

@@ -18,8 +18,10 @@ DEFAULT_MIN_RANK = 4
 
 BasisFinder = Literal["randomized", "exact", "none"]
 BiasCorrection = Literal["per_direction", "global"]
+Update = Literal["adam", "orthogonalized"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)
 BIAS_CORRECTIONS: tuple[str, ...] = get_args(BiasCorrection)
+UPDATES: tuple[str, ...] = get_args(Update)
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
@@ -46,6 +48,7 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "stagger": False,
     "carry": "keep",
     "bias_correction": "global",
+    "update": "adam",
     "residual": "none",
     "residual_scale": 1.0,
     "adam_convention": "torch",
@@ -104,8 +107,19 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)
     _check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
+    _check_choice("update", options["update"], UPDATES)
+    if options["carry"] == "ldadam" and num_moments(options) < 2:
+        raise ValueError(
+            "carry='ldadam' rotates variances, of which update='orthogonalized' keeps none; "
+            "use carry='squared', which rotates the first moment in the same way"
+        )
     _check_choice("residual", options["residual"], RESIDUALS)
     _check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
+
+
+def num_moments(options: Mapping[str, Any]) -> int:
+    """How many moments the step inside a basis keeps: Adam two, an orthogonalised one the first."""
+    return 2 if options.get("update", "adam") == "adam" else 1
 
 
 def parse_budget(budget: Any) -> int | float | None:

@@ -199,6 +199,7 @@ class AdaRankGrad:
         tau: refresh when ‖Ĝ‖²_F / ‖G‖²_F < τ.
         second_moment: a rule of `moment_transformation`.
         per_direction: correct V's bias direction by direction (ours); otherwise by t alone.
+        orthogonal: inside the basis, step along `orthogonalized` M in place of Adam's N (SUMO).
         rho: factor on the step outside the basis, `orthogonalized` (ours); 0 leaves it out.
         power_iterations: of `SSRF`, where it is used.
         generator: of Ω; None means that the basis comes from an exact decomposition.
@@ -239,6 +240,7 @@ class AdaRankGrad:
         tau: float | None = None,
         second_moment: str = "squared",
         per_direction: bool = True,
+        orthogonal: bool = False,
         rho: float = 0.0,
         power_iterations: int = 2,
         generator: torch.Generator | None = None,
@@ -251,7 +253,7 @@ class AdaRankGrad:
         self.max_gap, self.min_gap = max_gap, min_gap
         self.sigma_abs, self.sigma_rel, self.tau = sigma_abs, sigma_rel, tau
         self.second_moment, self.per_direction = second_moment, per_direction
-        self.rho = rho
+        self.orthogonal, self.rho = orthogonal, rho
         self.power_iterations, self.generator = power_iterations, generator
         rows, cols = W.shape
         is_tall = rows >= cols
@@ -295,7 +297,7 @@ class AdaRankGrad:
             N, self.M, self.V, self.w = adam(
                 G_hat, self.M, self.V, self.w, self.t, self.beta1, self.beta2, self.epsilon
             )
-            update = self.alpha * self.Q @ N
+            update = self.alpha * self.Q @ (orthogonalized(self.M) if self.orthogonal else N)
             outside = G - self.Q @ G_hat
             if torch.linalg.norm(outside) <= 0.02 * torch.linalg.norm(G_hat):
                 outside = torch.zeros_like(G)  # it may be rounding of half precision
