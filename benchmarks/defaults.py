@@ -31,6 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "energy=0.5": {"energy": 0.5},
     "energy=0.9": {"energy": 0.9},
     "side=long": {"side": "long"},
+    "update=orthogonalized": {"update": "orthogonalized"},
+    "update=orthogonalized, beta1 0.95": {"update": "orthogonalized", "betas": (0.95, 0.999)},
+    "update=orthogonalized, residual=none, energy 0.9": {
+        "update": "orthogonalized",
+        "residual": "none",
+        "energy": 0.9,
+    },
     "residual_scale=1": {"residual_scale": 1.0},
     "residual_scale=4": {"residual_scale": 4.0},
     "residual=normalized": {"residual": "normalized"},

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adarankgrad import AdaRankGrad
+from adarankgrad import AdaRankGrad, OrthogonalizedSGD
 
 from .spectra import log_log_slope, running_means, subspace_descent
 
@@ -264,6 +264,46 @@ def test_two_layers_that_multiply_converge_as_well():
     means = running_means(squares)
     for start in (100, 200, 400):
         assert log_log_slope(means, start, 2 * start) <= -0.5
+
+
+def orthogonalized_descent(lrs: list[float]) -> tuple[list[float], list[float]]:
+    """Squared gradient norms and losses of a run with these rates; nothing but residual steps."""
+    weight = torch.nn.Parameter(torch.zeros(NUM_CLASSES, NUM_FEATURES, dtype=torch.float64))
+    optimizer = OrthogonalizedSGD([weight])
+    squares, losses = [], []
+    for lr in lrs:
+        weight.grad = logistic_gradient(weight.detach())
+        squares.append(weight.grad.square().sum().item())
+        losses.append(logistic_loss(weight.detach()))
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    return squares, losses
+
+
+def test_orthogonalised_steps_pay_for_the_gradient_up_to_their_own_length():
+    """With O the raised gradient and s = 0.2·√10: f falls by s·lr·⟨G, O⟩ − β/2·(s·lr)²·‖O‖².
+
+    Newton-Schulz raises every singular value above a hundredth of ‖G‖_F to 0.67 or more, so that
+    ⟨G, O⟩ >= 0.67·0.9·‖G‖_F, and to 1.21 at most, so that ‖O‖² <= 6·1.21². Summed over steps.
+    """
+    length = 0.2 * NUM_FEATURES**0.5
+    lrs = [0.05] * 200
+    squares, losses = orthogonalized_descent(lrs)
+    gained = 0.67 * 0.9 * length * sum(lr * g**0.5 for lr, g in zip(lrs, squares, strict=True))
+    lost = SMOOTHNESS / 2 * 6 * (1.21 * length) ** 2 * sum(lr**2 for lr in lrs)
+    assert gained <= losses[0] - min(losses) + lost
+
+
+def test_orthogonalised_steps_end_with_their_learning_rate_and_not_before():
+    """Their length does not shrink with the gradient: ‖G‖² ends at a floor that falls as lr².
+
+    So a linear decay to nothing ends far below a constant rate, at the same mean rate.
+    """
+    num_steps = 1500
+    large, small = (orthogonalized_descent([lr] * num_steps)[0][-100:] for lr in (0.1, 0.05))
+    decayed, _ = orthogonalized_descent([0.1 * (1 - step / num_steps) for step in range(num_steps)])
+    assert sum(large) / sum(small) == pytest.approx(4, rel=0.3)
+    assert sum(decayed[-100:]) < 0.01 * sum(small)
 
 
 # T7: the inner loop ends.

@@ -250,20 +250,27 @@ class SubspaceOptimizer(Optimizer):
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if group["adam_convention"] == "torch":
-            _adamw(group, params, states, eps=group["eps"], decay=group["weight_decay"])
+            _adamw(group, params, states, eps=group["eps"], weight_decay=group["weight_decay"])
             return
         _, beta2 = group["betas"]
-        factor, _ = weight_factors(float(group["lr"]), group["weight_decay"], "transformers")
-        for param, state in zip(params, states, strict=True):
-            step = int(state["step"]) + 1
+        of_step: dict[int, list[int]] = defaultdict(list)
+        for index, state in enumerate(states):
+            of_step[int(state["step"]) + 1].append(index)
+        for step, members in of_step.items():
             eps = corrected_eps(group["eps"], "transformers", step=step, beta2=beta2)
-            _adamw(group, [param], [state], eps=eps, decay=0.0)
-            if factor != 1.0:
-                param.mul_(factor)
+            _adamw(group, [params[i] for i in members], [states[i] for i in members], eps=eps)
+        factor, _ = weight_factors(float(group["lr"]), group["weight_decay"], "transformers")
+        if factor != 1.0:
+            torch._foreach_mul_(params, factor)
 
 
 def _adamw(
-    group: Group, params: list[Tensor], states: list[Group], *, eps: float, decay: float
+    group: Group,
+    params: list[Tensor],
+    states: list[Group],
+    *,
+    eps: float,
+    weight_decay: float = 0.0,
 ) -> None:
     """Torch's own AdamW on a list of parameters."""
     beta1, beta2 = group["betas"]
@@ -279,7 +286,7 @@ def _adamw(
         beta1=beta1,
         beta2=beta2,
         lr=group["lr"],
-        weight_decay=decay,
+        weight_decay=weight_decay,
         eps=eps,
         maximize=False,
     )

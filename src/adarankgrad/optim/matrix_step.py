@@ -71,13 +71,17 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
     ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
     the present basis (m, r). The moments are (r, n), the second (r, 0) for an update that has none,
     and ``seen`` (r, 1) is the share of the second's average that each direction has lived through
-    (`core.carry.Moments`). All are float32, or float64 under float64 weights.
+    (`core.carry.Moments`). Fira adds ``residual_norm`` (1, 1). All are float32, or float64
+    under float64 weights.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
 
     def empty(*shape: int) -> Tensor:
         return torch.zeros((*layout.batch_shape, *shape), dtype=dtype, device=weight.device)
 
+    residual_state = {}
+    if options["residual"].startswith("fira"):
+        residual_state["residual_norm"] = empty(1, 1).fill_(math.inf)
     return {
         "step": 0,
         "basis": empty(layout.num_rows, 0),
@@ -90,6 +94,7 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
         "refresh_reason": int(RefreshReason.NONE),
         "captured_energy": 0.0,
         "coords_energy_at_refresh": 0.0,
+        **residual_state,
     }
 
 
@@ -104,7 +109,7 @@ def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
         "exp_avg_sq": (rank, _second_moment_cols(layout, options)),
         "seen": (rank, 1),
     }
-    if "residual_norm" in state:
+    if options["residual"].startswith("fira"):
         shapes["residual_norm"] = (1, 1)
     return all(
         key in state and state[key].shape == (*layout.batch_shape, *shape)
@@ -308,8 +313,6 @@ def _residual_step(
         return normalized(without_rounding(residual, coords, dim=-2))
     if kind not in ("fira", "fira_official"):
         raise ValueError(f"residual must be one of {', '.join(RESIDUALS)}, got {kind!r}")
-    if "residual_norm" not in state:
-        state["residual_norm"] = coords.new_full((*coords.shape[:-2], 1, 1), math.inf)
     beta1, beta2 = options["betas"]
     correction = math.sqrt(1.0 - beta2 ** state["step"]) / (1.0 - beta1 ** state["step"])
     scaled_like_adam(residual, coords, direction)
