@@ -96,18 +96,16 @@ def find_range(
         square = size.double().square().squeeze(-1)
         energies, total = scaled.energies * square, scaled.total * square.squeeze(-1)
         return Subspace(scaled.basis, scaled.coords * size, energies, total)
-    num_rows, num_cols = matrix.shape[-2:]
-    short_side = min(num_rows, num_cols)
-    num_kept = min(num_directions, short_side)
+    short_side = min(matrix.shape[-2:])
     num_sketched = min(num_directions + oversampling, short_side)
-
-    warm = None if start is None else _warm_columns(start, num_sketched)
-    columns = _sketching_columns(matrix, num_sketched, warm, generator)
+    columns, is_warm = sketching_columns(matrix, num_sketched, start=start, generator=generator)
     sketch = matrix @ columns
-    for _ in range(power_iterations - (warm is not None)):
+    for _ in range(power_iterations - is_warm):
         rough_basis = orthonormalize(sketch, only_roughly=True)
         sketch = matrix @ orthonormalize(matrix.mT @ rough_basis, only_roughly=True)
-    return _principal_directions(matrix, sketch, num_kept, total)
+    range_basis = orthonormalize(sketch)
+    range_coords = project(matrix, range_basis)
+    return directions_within(range_basis, range_coords, min(num_directions, short_side), total)
 
 
 def find_range_exactly(
@@ -221,35 +219,55 @@ def _warm_columns(start: Tensor, num_columns: int) -> tuple[Tensor, Tensor] | No
     return (columns, whitening) if error < _REPAIRABLE else None
 
 
-def _sketching_columns(
-    matrix: Tensor,
+def sketching_columns(
+    like: Tensor,
     num_columns: int,
-    warm: tuple[Tensor, Tensor] | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Columns (*batch, n, num_columns) whose images under the matrix make the sketch."""
+    *,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, bool]:
+    """Columns whose images under a matrix make its sketch, and whether ``start`` is among them.
+
+    Args:
+        like: a tensor (*batch, any, n) of the columns' dtype and device; its values are not read.
+        num_columns: how many.
+        start: (*batch, j, n), rows to begin with; see `find_range`.
+        generator: of the random columns.
+
+    Returns:
+        (*batch, n, num_columns), and False if there is no start or it was set aside.
+    """
+    warm = None if start is None else _warm_columns(start, num_columns)
     num_warm = 0 if warm is None else warm[0].shape[-1]
     random = torch.randn(
-        *matrix.shape[:-2],
-        matrix.shape[-1],
+        *like.shape[:-2],
+        like.shape[-1],
         num_columns - num_warm,
         generator=generator,
-        device=matrix.device,
-        dtype=matrix.dtype,
+        device=like.device,
+        dtype=like.dtype,
     )
     if warm is None:
-        return random
+        return random, False
     # Without their share of the strong directions, the random columns' images stand apart from
     # those of the warm ones, and float32 suffices more often.
     columns, whitening = warm
     shared = columns @ (whitening @ (whitening.mT @ (columns.mT @ random)))
-    return torch.cat([columns, random - shared], dim=-1)
+    return torch.cat([columns, random - shared], dim=-1), True
 
 
-def _principal_directions(matrix: Tensor, sketch: Tensor, num_kept: int, total: Tensor) -> Subspace:
-    """Rayleigh-Ritz: the strongest directions within the span of the sketch."""
-    range_basis = orthonormalize(sketch)
-    range_coords = project(matrix, range_basis)
+def directions_within(
+    range_basis: Tensor, range_coords: Tensor, num_directions: int, total: Tensor
+) -> Subspace:
+    """Rayleigh-Ritz: a matrix's strongest directions within a range, from its coordinates there.
+
+    Args:
+        range_basis: (*batch, m, p), orthonormal columns.
+        range_coords: (*batch, p, n), ``range_basis.mT @ matrix``.
+        num_directions: k, the most directions to return; clamped to p.
+        total: (*batch,), the matrix's squared Frobenius norm.
+    """
+    num_kept = min(num_directions, range_basis.shape[-1])
     energies, rotation = torch.linalg.eigh(range_coords @ range_coords.mT)
     strongest_first = rotation.flip(-1)[..., :num_kept]
     return Subspace(
