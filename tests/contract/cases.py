@@ -23,6 +23,7 @@ class Case:
         options: on top of `FREQUENT`, which makes refreshes frequent and ranks change.
         learned_loss: what a small regression must get below (`test_learning`).
         has_basis: whether it projects gradients at all.
+        first_update: steps that a matrix takes before it is first updated.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     learned_loss: float = 0.09
     has_basis: bool = True
+    first_update: int = 0
 
     def build(self, params: Any, **overrides: Any) -> SubspaceOptimizer:
         """Build the optimizer; overrides are options of this one test."""
@@ -76,6 +78,8 @@ CASES = [
     Case("adarankgrad-stagger", AdaRankGrad, {**PAPER, "stagger": True}),
     Case("adarankgrad-budget", AdaRankGrad, {**PAPER, "memory_budget": "1MiB"}),
     Case("adarankgrad-exact-basis", AdaRankGrad, {"basis": "exact", **PAPER}),
+    Case("adarankgrad-sketched", AdaRankGrad, {"basis": "sketched", **PAPER}, first_update=1),
+    Case("adarankgrad-sketched-residual", AdaRankGrad, {"basis": "sketched"}, first_update=1),
     Case("adarankgrad-published", AdaRankGrad.published, {"refresh_norm": 1e-4}),
     Case("adarankgrad-residual-fira", AdaRankGrad, {"residual": "fira"}),
     Case("adarankgrad-residual-normalized", AdaRankGrad, {"residual": "normalized"}),

@@ -178,7 +178,7 @@ def test_a_broken_gradient_at_a_later_refresh_never_reaches_a_factorisation(case
         param.grad[0, 0] = value
     with FactorisationInputs() as seen:
         optimizer.step()
-    assert seen.are_finite == []
+    assert all(seen.are_finite)  # a sketch of the step before is still sound
     assert num_skipped(optimizer) == len(MATRICES)
     assert [layer.num_refreshes for layer in optimizer.report().layers] == refreshes
 
@@ -217,7 +217,7 @@ def test_gradients_of_lower_rank_than_the_basis_give_ordinary_steps(case, dtype,
             num_coords = 6 * max(param.shape)
             rounding = param.numel() ** 0.5 * 4 * torch.finfo(dtype).eps
             assert moved <= 0.01 * 3.2 * 6**0.5 * num_coords**0.5 + rounding
-            assert moved > 0
+            assert moved > 0 or step < case.first_update
 
 
 def test_a_rank_one_gradient_is_followed_by_a_basis_of_rank_one(case):
@@ -226,7 +226,8 @@ def test_a_rank_one_gradient_is_followed_by_a_basis_of_rank_one(case):
     skip_at_fixed_rank(optimizer)
     for name, param in params:
         param.grad = torch.outer(*(gradient(f"{name}{side}", (side,), 0) for side in param.shape))
-    optimizer.step()
+    for _ in range(case.first_update + 1):
+        optimizer.step()
     assert ranks_of(optimizer) == [1, 1, 1]
 
 

@@ -115,6 +115,7 @@ def test_a_parameter_unfrozen_after_a_resume_is_trained(case):
 def test_step_hooks_run_before_and_after_the_update(case):
     params = make_params()
     optimizer = case.build(params)
+    train(optimizer, params, range(case.first_update))
     seen = []
     before = optimizer.register_step_pre_hook(
         lambda *_: seen.append(("before", params[0][1].detach().clone()))

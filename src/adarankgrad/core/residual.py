@@ -16,6 +16,7 @@ from .orthogonalize import orthogonalize
 
 Residual = Literal["none", "fira", "fira_official", "normalized", "orthogonalized"]
 RESIDUALS: tuple[str, ...] = get_args(Residual)
+STATELESS_RESIDUALS = ("normalized", "orthogonalized")
 
 ADAM_RMS = 0.2
 """Root mean square of an entry of Adam's step over the learning rate, as commonly observed; Muon's
@@ -99,6 +100,26 @@ def limit_growth(residual: Tensor, last_norm: Tensor, *, unit: float = 1.0) -> T
     is_above = norm > limit
     last_norm.copy_(torch.where(is_above, limit, norm))
     return residual.mul_(torch.where(is_above, limit / norm, 1.0).to(residual.dtype))
+
+
+def stateless_residual(kind: str, matrix: Tensor, basis: Tensor, coords: Tensor) -> Tensor:
+    """Return the step of a rule that depends on nothing but the gradient's direction.
+
+    Args:
+        kind: one of `STATELESS_RESIDUALS`.
+        matrix: (*batch, m, n), the gradient.
+        basis: (*batch, m, r).
+        coords: (*batch, r, n), ``basis.mT @ matrix``.
+
+    Raises:
+        ValueError: if ``kind`` is none of them.
+    """
+    residual = outside_basis(matrix, basis, coords)
+    if kind == "orthogonalized":
+        return orthogonalized(without_rounding(residual, coords))
+    if kind == "normalized":
+        return normalized(without_rounding(residual, coords, dim=-2))
+    raise ValueError(f"residual must be one of {', '.join(STATELESS_RESIDUALS)}, got {kind!r}")
 
 
 def normalized(residual: Tensor) -> Tensor:

@@ -58,8 +58,10 @@ class AdaRankGrad(SubspaceOptimizer):
         scale: factor on the lifted update (GaLore's α), at least 0.
         side: which side of a matrix the basis spans. ``short`` costs the least time and holds
             min·r + 2·max·r elements; ``long`` holds max·r + 2·min·r. ``left``, ``right``.
-        basis: ``randomized`` range finder, ``exact`` singular value decomposition, or ``none``: the
-            whole gradient is left to ``residual`` (`OrthogonalizedSGD`).
+        basis: ``randomized`` range finder, ``exact`` singular value decomposition, ``sketched``:
+            the range from one step's gradient and all else from the next one's, by measurements
+            that add up over micro-batches (`sketched_refresh`; the first step only sketches), or
+            ``none``: the whole gradient is left to ``residual`` (`OrthogonalizedSGD`).
         oversampling: extra columns of a sketch, an int, or a float as a multiple of the ceiling.
         power_iterations: rounds that sharpen a sketch; a warm start counts as one.
         warm_start: start the search from the first moment in the present basis.

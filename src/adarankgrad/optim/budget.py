@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.budget import allocate_ranks, gains_before_any_gradient, gains_of
 from ..core.memory import adam_state_bytes, projected_state_bytes
-from .matrix_step import layout_for
+from .matrix_state import layout_for
 from .options import num_moments, parse_budget, rank_bounds
 
 

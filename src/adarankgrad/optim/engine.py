@@ -22,8 +22,10 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ..core.adam import corrected_eps, weight_factors
+from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
-from .matrix_step import KEPT_ON_CPU, Turn, fits_matrix, layout_for, new_state, step_matrix
+from .matrix_state import KEPT_ON_CPU, fits_matrix, layout_for, new_state
+from .matrix_step import step_matrix
 from .options import ENGINE_DEFAULTS, check_options
 from .report import OptimizerReport, build_report, named_parameters
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.memory import adam_state_bytes, projected_state_bytes
-from .matrix_step import layout_for
+from .matrix_state import layout_for
 from .options import DEFAULT_MAX_RANK, num_moments, resolve_rank
 from .text_table import aligned, mib
 

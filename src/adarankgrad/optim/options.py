@@ -16,7 +16,7 @@ from ..core.residual import RESIDUALS
 DEFAULT_MAX_RANK = 0.25
 DEFAULT_MIN_RANK = 4
 
-BasisFinder = Literal["randomized", "exact", "none"]
+BasisFinder = Literal["randomized", "exact", "sketched", "none"]
 BiasCorrection = Literal["per_direction", "global"]
 Update = Literal["adam", "orthogonalized"]
 BASIS_FINDERS: tuple[str, ...] = get_args(BasisFinder)

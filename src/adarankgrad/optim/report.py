@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.memory import adam_state_bytes
 from ..core.refresh import RefreshReason
-from .matrix_step import KEPT_ON_CPU, layout_for
+from .matrix_state import KEPT_ON_CPU, layout_for
 from .options import rank_bounds
 from .text_table import aligned, mib
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from adarankgrad.optim import AdaRankGrad, Fira, GaLore, OrthogonalizedSGD, param_groups
 from adarankgrad.optim.engine import SubspaceOptimizer
-from adarankgrad.optim.matrix_step import layout_for
+from adarankgrad.optim.matrix_state import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
 from adarankgrad.train.dotted_path import (
     GROUP_ARGUMENT,

@@ -1,0 +1,89 @@
+"""What is kept of one projected weight: tensors and plain numbers, so that it survives any save.
+
+Ranks change it from refresh to refresh.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.projection import Layout, layout_of
+from ..core.refresh import RefreshReason
+from .options import num_moments
+
+State = dict[str, Any]
+Options = dict[str, Any]
+
+KEPT_ON_CPU = ("step", "energies")
+"""Counters and spectra in a parameter's state, read by the host and not counted as its bytes."""
+
+
+def layout_for(weight: Tensor, options: Options) -> Layout:
+    """Where the weight's matrix lies, from its shape and its group's options."""
+    return layout_of(weight.shape, options["side"], is_stacked=options["stacked"])
+
+
+def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
+    """State before the first refresh: a basis with no columns yet.
+
+    ``step`` counts the updates that the moments have seen, ``steps_since_refresh`` the steps of
+    the present basis (m, r). The moments are (r, n), the second (r, 0) for an update that has none,
+    and ``seen`` (r, 1) is the share of the second's average that each direction has lived through
+    (`core.carry.Moments`). Fira adds ``residual_norm`` (1, 1), and a sketched basis
+    the ``sketch`` (m, p) from which the next step takes its range, for one step. All are float32,
+    or float64 under float64 weights.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.zeros((*layout.batch_shape, *shape), dtype=dtype, device=weight.device)
+
+    more: State = {}
+    if options["residual"].startswith("fira"):
+        more["residual_norm"] = empty(1, 1).fill_(math.inf)
+    if options["basis"] == "sketched":
+        more |= {"sketch": empty(layout.num_rows, 0), "next_reason": int(RefreshReason.NONE)}
+    return {
+        "step": 0,
+        "basis": empty(layout.num_rows, 0),
+        "exp_avg": empty(0, layout.num_cols),
+        "exp_avg_sq": empty(0, _second_moment_cols(layout, options)),
+        "seen": empty(0, 1),
+        "steps_since_refresh": 0,
+        "num_refreshes": 0,
+        "num_skipped_refreshes": 0,
+        "refresh_reason": int(RefreshReason.NONE),
+        "captured_energy": 0.0,
+        "coords_energy_at_refresh": 0.0,
+        **more,
+    }
+
+
+def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
+    """Tell whether a saved state is from `new_state`, at any rank, for a weight of this layout."""
+    if "basis" not in state:
+        return False
+    rank = state["basis"].shape[-1]
+    shapes = {
+        "basis": (layout.num_rows, rank),
+        "exp_avg": (rank, layout.num_cols),
+        "exp_avg_sq": (rank, _second_moment_cols(layout, options)),
+        "seen": (rank, 1),
+    }
+    if options["residual"].startswith("fira"):
+        shapes["residual_norm"] = (1, 1)
+    if options["basis"] == "sketched":
+        num_columns = state["sketch"].shape[-1] if "sketch" in state else 0
+        shapes["sketch"] = (layout.num_rows, num_columns)
+    return all(
+        key in state and state[key].shape == (*layout.batch_shape, *shape)
+        for key, shape in shapes.items()
+    )
+
+
+def _second_moment_cols(layout: Layout, options: Options) -> int:
+    return layout.num_cols if num_moments(options) == 2 else 0
