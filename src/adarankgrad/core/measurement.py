@@ -58,6 +58,18 @@ class Measured(NamedTuple):
         return squared
 
 
+def nothing_measured(measurement: Measurement) -> Measured:
+    """Measurements of a gradient of zero."""
+    basis, probes, columns = measurement
+    num_rows, num_cols = basis.shape[-2], columns.shape[-2]
+    batch_shape = basis.shape[:-2]
+    return Measured(
+        basis.new_zeros(*batch_shape, basis.shape[-1], num_cols),
+        basis.new_zeros(*batch_shape, probes.shape[-1], num_cols),
+        basis.new_zeros(*batch_shape, num_rows, columns.shape[-1]),
+    )
+
+
 def draw_probes(basis: Tensor, generator: torch.Generator, num_probes: int = NUM_PROBES) -> Tensor:
     """Draw random signs over √s, less their share of the basis: (*batch, m, s), s = num_probes."""
     shape = (*basis.shape[:-1], num_probes)

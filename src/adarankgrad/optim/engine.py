@@ -17,11 +17,12 @@ from collections.abc import Callable
 from typing import Any, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from ..core.adam import corrected_eps, weight_factors
+from .accumulation import BackwardAccumulation
 from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
 from .matrix_state import KEPT_ON_CPU, fits_matrix, layout_for, new_state
@@ -142,6 +143,54 @@ class SubspaceOptimizer(Optimizer):
             self._step_plain(group, params)
         return loss
 
+    def accumulate_in_backward(
+        self, model: nn.Module, *, num_micro_batches: int | None = None
+    ) -> BackwardAccumulation:
+        """Project gradients in the backward pass, so that they never pile up.
+
+        As each projected weight's gradient becomes final, its measurements (coordinates in the
+        basis, a few probes outside it, and the sketch for the next basis where one is due) are
+        added up, and it is freed: at most one of them is alive. ``weight.grad`` then is a
+        `ProjectedGrad`, which accumulation over micro-batches, gradient clipping
+        (``torch.nn.utils.clip_grad_norm_``), ``torch.amp.GradScaler`` and ``zero_grad`` treat as
+        any gradient. Its norm is exact inside the basis and estimated outside (`core.measurement`).
+
+        A residual needs whole gradients. ``orthogonalized`` and ``normalized`` depend on their
+        direction only, so each micro-batch takes its share of the residual step **within its own
+        backward pass**: the steps of an average of directions in place of the average's direction,
+        which loss scaling and clipping do not touch, and which a skipped step does not undo.
+        Weights then change during backward, so one graph cannot be run through twice.
+
+        Call it again after adding a group, or after parameters were replaced.
+
+        Args:
+            model: whose weights to watch; the others keep dense gradients.
+            num_micro_batches: backward passes that make a step; needed with a residual only.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ValueError: if a group has another basis than ``sketched`` or a residual that cannot be
+                taken apart, or the model has no projected weight of this optimizer.
+
+        Memory: between backward and step, (k + 8)·n elements a matrix at rank k; at the two steps
+        of a refresh, k is the ceiling plus oversampling, and m of them more.
+        """
+        return BackwardAccumulation(self, model, num_micro_batches)
+
+    def state_of(self, param: Tensor, group: Group) -> Group:
+        """State of a projected weight, made if there is none yet."""
+        state: Group = self.state[param]
+        if not state:
+            state.update(new_state(param, layout_for(param, group), group))
+        return state
+
+    @staticmethod
+    def is_projected(param: Tensor, group: Group) -> bool:
+        """Whether a weight is a matrix that its group projects."""
+        return _is_matrix_to_project(param, group)
+
     def report(self) -> OptimizerReport:
         """Ranks, captured energy, refreshes and bytes of every layer, and their totals."""
         return build_report(self)
@@ -235,9 +284,7 @@ class SubspaceOptimizer(Optimizer):
         position: int,
         budget: Callable[[], RankBudget],
     ) -> None:
-        state = self.state[param]
-        if not state:
-            state.update(new_state(param, layout_for(param, group), group))
+        state = self.state_of(param, group)
         has_budget = self._memory_budget is not None
         turn = Turn(name, position, (lambda: budget().max_rank(param)) if has_budget else None)
         step_matrix(param, cast(Tensor, param.grad), state, group, turn)

@@ -38,7 +38,8 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
     if options["basis"] == "sketched":
         held = grad
         if not isinstance(held, ProjectedGrad):
-            held = ProjectedGrad.of(grad, layout, plan_measurement(state, options, layout, turn))
+            held = ProjectedGrad(grad, layout, plan_measurement(state, options, layout, turn))
+            held.add_dense(grad)
         coords = coordinates_from(held, state, options, layout, turn)
         inside = held.measurement.basis, held.measured.coords
     else:
@@ -57,7 +58,7 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
 
 
 def step_outside(
-    weight: Tensor, grad: Tensor, held: ProjectedGrad, options: Options, *, share: float
+    weight: Tensor, options: Options, share: float, held: ProjectedGrad, grad: Tensor
 ) -> None:
     """Update the weight in place by the residual of one micro-batch, within the backward pass.
 
@@ -66,10 +67,10 @@ def step_outside(
 
     Args:
         weight: modified in place.
-        grad: dense gradient of the micro-batch.
-        held: the same in projection, and whatever else is held there.
         options: the parameter group.
         share: of the step that this micro-batch takes.
+        held: the projected gradient that the micro-batch's is added to.
+        grad: that gradient, dense.
     """
     basis = held.measurement.basis
     if options["residual"] == "none" or basis.shape[-1] == 0:

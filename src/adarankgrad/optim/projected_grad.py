@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.measurement import Measured, Measurement, measure
+from ..core.measurement import Measured, Measurement, measure, nothing_measured
 from ..core.projection import Layout
 
 _aten = torch.ops.aten
@@ -29,33 +29,36 @@ class ProjectedGrad(Tensor):
         matrix_layout: where the weight's matrix lies.
         measurement: what is measured.
         measured: what was measured so far, float32 (float64 under float64 weights).
+        on_dense: called with this and every gradient that is added.
     """
 
     matrix_layout: Layout
     measurement: Measurement
     measured: Measured
+    on_dense: Callable[[ProjectedGrad, Tensor], None] | None
 
-    @staticmethod
-    def of(grad: Tensor, layout: Layout, measurement: Measurement) -> ProjectedGrad:
-        """Measure a dense gradient.
+    def __new__(cls, like: Tensor, layout: Layout, measurement: Measurement) -> ProjectedGrad:
+        """Make a gradient of zero, measured.
 
         Args:
-            grad: of the weight's shape; not kept.
-            layout: where its matrix lies.
+            like: a dense gradient of the weight; its values are not read.
+            layout: where the weight's matrix lies.
             measurement: what to measure.
         """
         held: ProjectedGrad = Tensor._make_wrapper_subclass(
-            ProjectedGrad, grad.shape, strides=grad.stride(), dtype=grad.dtype, device=grad.device
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
-        held.matrix_layout, held.measurement = layout, measurement
-        held.measured = measure(layout.view(grad), measurement)
+        held.matrix_layout, held.measurement, held.on_dense = layout, measurement, None
+        held.measured = nothing_measured(measurement)
         return held
 
     def add_dense(self, grad: Tensor, alpha: float = 1.0) -> None:
-        """Add the measurements of another gradient of the same weight."""
+        """Add the measurements of a gradient, and tell ``on_dense`` of it."""
         added = measure(self.matrix_layout.view(grad), self.measurement)
         for part, more in zip(self.measured, added, strict=True):
             part.add_(more, alpha=alpha)
+        if self.on_dense is not None:
+            self.on_dense(self, grad)
 
     def scale(self, factor: Any) -> None:
         """Multiply by a number or a tensor of one element."""
