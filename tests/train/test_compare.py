@@ -4,17 +4,20 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from browser import NEEDS_CHROMIUM, WINDOW_WIDTHS, assert_fits, script_result
+from fake_run import write_fake_run
 
 from adarankgrad.compare import cells as cells_module
 from adarankgrad.compare.cells import flags_of, outcome_of
-from adarankgrad.compare.plan import Cell, load_plan, make_plan
-from adarankgrad.compare.results import best_cell, collect
+from adarankgrad.compare.plan import Cell, Method, load_plan, make_plan
+from adarankgrad.compare.results import MethodResult, best_cell, collect
 from adarankgrad.compare.run import compare
 from adarankgrad.train import Interrupted, TrainConfig, TrainingError, UserError, train
 from adarankgrad.train.errors import DivergedError
+from adarankgrad.train.record import load_run
 
 
 @pytest.fixture
@@ -197,18 +200,35 @@ def test_without_any_result_the_comparison_fails(shared, children, tmp_path):
         compare(two_methods(shared, tmp_path / "cmp"))
 
 
+def result_of(run):
+    return MethodResult(Method("ours", {"optimizer": "adarankgrad"}), [], None, {0: run}, {})
+
+
+def test_ranks_that_change_are_drawn_and_the_highest_state_is_kept(tmp_path):
+    run = load_run(write_fake_run(tmp_path / "run"))
+    result = result_of(run)
+    assert result.has_changing_ranks
+    assert not result_of(replace(run, ranks=run.ranks[:1] * 3)).has_changing_ranks
+    plain = run.summary["state_bytes"] - run.summary["projected_state_bytes"]
+    run.train[1]["state_bytes"] = plain + 7_000_000
+    run.train[2]["state_bytes"] = plain + 6_000_000
+    assert result.highest_projected_state_bytes == 7_000_000
+
+
 def test_the_folder_holds_results_plots_and_a_page(shared, children, tmp_path):
     plan = two_methods(shared, tmp_path / "cmp", lrs=[1e-3])
     results = compare(plan)
     assert json.loads((plan.output / "results.json").read_text()) == results
     names = {path.name for path in (plan.output / "plots").iterdir()}
-    assert names == {"loss.png", "trade_off.png", "refreshes.png", "ranks_adarankgrad.png"}
+    # One basis each in so few steps: no rank changes, so none is drawn.
+    assert names == {"loss.png", "trade_off.png", "refreshes.png"}
     page = (plan.output / "report.html").read_text()
     for part in ("AdamW", "AdaRankGrad", "Why bases were refreshed", "adarankgrad train --data"):
         assert part in page
     adamw, ours = results["methods"]
     assert adamw["projected_state_bytes"] == adamw["adamw_projected_state_bytes"]
     assert ours["projected_state_bytes"] < adamw["projected_state_bytes"]
+    assert ours["highest_projected_state_bytes"] == ours["projected_state_bytes"]
     assert ours["mean_rank_first"] > 0
     assert adamw["mean_rank_first"] is None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adarankgrad.compare.results import MethodResult
@@ -33,8 +35,32 @@ _REASON_NAMES = {
     "norm": "gradient converged",
     "energy": "energy lost",
 }
+# Of a label in points, roughly.
+_LETTER_WIDTH, _LINE_HEIGHT = 5.5, 12.0
 _SHOWN_FROM = 0.15
 """Share of a run after which its validation loss is drawn: the fall before it hides the rest."""
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """One method in `trade_off_figure`.
+
+    Attributes:
+        label: Its name.
+        state_share: State of the projected weights, as a share of AdamW's.
+        losses: Final validation losses over the seeds, nats a token.
+        colour: Of its point.
+    """
+
+    label: str
+    state_share: float
+    losses: list[float]
+    colour: str
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over the seeds."""
+        return statistics.fmean(self.losses)
 
 
 def loss_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
@@ -58,34 +84,38 @@ def loss_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT)
     return figure
 
 
-def trade_off_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
+def trade_off_figure(points: list[TradeOff], caption: str, theme: Theme = LIGHT) -> Figure:
     """Draw final loss over the state of projected weights; bars reach from seed to seed."""
     figure = new_figure(4.8, theme)
     axes = figure.add_subplot()
     style_axes(axes, theme, title="Validation loss over optimizer memory")
-    for result, colour in _with_colours(results):
-        share = _state_share(result)
-        if share is None:
-            continue
-        mean = statistics.fmean(result.losses)
-        low, high = mean - min(result.losses), max(result.losses) - mean
+    for point in points:
+        low, high = point.mean - min(point.losses), max(point.losses) - point.mean
         axes.errorbar(
-            share, mean, yerr=[[low], [high]], fmt="o", color=colour, markersize=7, capsize=3
-        )
-        axes.annotate(
-            result.method.label,
-            (share, mean),
-            xytext=(8, 6),
-            textcoords="offset points",
-            fontsize=9.5,
-            color=theme.ink,
+            100 * point.state_share,
+            point.mean,
+            yerr=[[low], [high]],
+            fmt="o",
+            color=point.colour,
+            markersize=7,
+            capsize=3,
         )
     axes.set_xlabel("state of projected weights, per cent of AdamW's")
     axes.set_ylabel("validation loss (nats per token)")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.18 * (high - low))
+    _label_apart(axes, points, theme, dpi=figure.dpi)
     add_caption(figure, caption, theme)
     return figure
+
+
+def trade_offs(results: list[MethodResult]) -> list[TradeOff]:
+    """The points of `trade_off_figure`, of methods whose state is known."""
+    return [
+        TradeOff(result.method.label, share, result.losses, colour)
+        for result, colour in _with_colours(results)
+        if (share := _state_share(result)) is not None
+    ]
 
 
 def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
@@ -126,6 +156,29 @@ def has_refreshes(results: list[MethodResult]) -> bool:
     return any(result.first_run is not None and result.first_run.ranks for result in results)
 
 
+def _label_apart(axes: Axes, points: list[TradeOff], theme: Theme, *, dpi: float) -> None:
+    """Write each point's label beside it, raised until it is clear of those below."""
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: point.mean):
+        at = (100 * point.state_share, point.mean)
+        left, bottom = axes.transData.transform(at) * 72 / dpi
+        right, offset = left + _LETTER_WIDTH * len(point.label), 6.0
+        while any(
+            left < other_right and right > other_left and abs(bottom + offset - y) < _LINE_HEIGHT
+            for other_left, other_right, y in taken
+        ):
+            offset += 1.0
+        taken.append((left, right, bottom + offset))
+        axes.annotate(
+            point.label,
+            at,
+            xytext=(8, offset),
+            textcoords="offset points",
+            fontsize=9.5,
+            color=theme.ink,
+        )
+
+
 def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]:
     finished = [result for result in results if result.runs]
     methods = [result.first_run.method for result in finished if result.first_run is not None]
@@ -141,7 +194,7 @@ def _validation_curves(result: MethodResult) -> tuple[list[float], list[list[flo
 
 def _state_share(result: MethodResult) -> float | None:
     held, adamw = result.mean("projected_state_bytes"), result.mean("adamw_projected_state_bytes")
-    return None if held is None or not adamw else 100 * held / adamw
+    return None if held is None or not adamw else held / adamw
 
 
 def _reasons(run: RunRecord) -> dict[str, float]:

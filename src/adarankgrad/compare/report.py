@@ -17,6 +17,7 @@ from adarankgrad.compare.figures import (
     loss_figure,
     refresh_figure,
     trade_off_figure,
+    trade_offs,
 )
 from adarankgrad.compare.plan import Cell, Plan
 from adarankgrad.compare.results import MethodResult, collect
@@ -151,13 +152,13 @@ def _draw(plan: Plan, results: list[MethodResult]) -> dict[str, str]:
     caption = _caption(plan)
     makers: dict[str, Callable[[Theme], Figure]] = {
         "loss": lambda theme: loss_figure(results, caption, theme),
-        "trade_off": lambda theme: trade_off_figure(results, caption, theme),
+        "trade_off": lambda theme: trade_off_figure(trade_offs(results), caption, theme),
     }
     if has_refreshes(results):
         makers["refreshes"] = lambda theme: refresh_figure(results, caption, theme)
     for result in results:
         run = result.first_run
-        if run is not None and run.layers:
+        if run is not None and result.has_changing_ranks:
             name = "ranks_" + Cell(result.method, None, None, 0).name.partition("/")[0]
             makers[name] = lambda theme, run=run: ranks_figure(run, caption_of(run), theme)  # type: ignore[misc]
     folder = plan.output / "plots"

@@ -51,6 +51,25 @@ class MethodResult:
         return statistics.fmean(ranks) if ranks else None
 
     @property
+    def highest_projected_state_bytes(self) -> int | None:
+        """The most state that projected weights had at a logged step of any run."""
+        highest = [
+            max(row["state_bytes"] for row in run.train)
+            - (run.summary["state_bytes"] - run.summary["projected_state_bytes"])
+            for run in self.runs.values()
+            if run.train
+        ]
+        return max(highest, default=None)
+
+    @property
+    def has_changing_ranks(self) -> bool:
+        """Whether the first run has ranks, and they are not the same throughout."""
+        if self.first_run is None:
+            return False
+        rows = [[layer["rank"] for layer in row["layers"]] for row in self.first_run.ranks]
+        return any(row != rows[0] for row in rows)
+
+    @property
     def is_at_edge(self) -> bool:
         """Whether a better rate may lie outside the grid: the chosen one is the last at an end."""
         if self.chosen is None:
@@ -74,6 +93,7 @@ class MethodResult:
                 "by_seed": {str(seed): run.summary["val_loss"] for seed, run in self.runs.items()},
             },
             "projected_state_bytes": self.mean("projected_state_bytes"),
+            "highest_projected_state_bytes": self.highest_projected_state_bytes,
             "adamw_projected_state_bytes": self.mean("adamw_projected_state_bytes"),
             "plain_state_bytes": plain,
             "peak_bytes": self.mean("peak_bytes"),
@@ -86,6 +106,7 @@ class MethodResult:
             "grid": self.grid,
             "lost": {str(seed): message for seed, message in self.lost.items()},
             "command": command_of(plan, self.chosen) if self.chosen else None,
+            "commits": sorted({run.commit for run in self.runs.values()}),
         }
 
 
