@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adarankgrad import AdaRankGrad
+from adarankgrad import AdaRankGrad, GaLore
 
 # A cold sketch without help, so that its random columns decide the basis.
 RANDOM = {
@@ -131,7 +131,7 @@ def test_a_stacked_matrix_that_was_silent_is_searched_in_full():
 
 def test_a_moment_that_is_not_finite_never_reaches_a_factorisation():
     param = nn.Parameter(torch.ones(20, 16))
-    optimizer = AdaRankGrad([param], **RANDOM)
+    optimizer = AdaRankGrad([param], nonfinite="ignore", **RANDOM)
     for step, grad in enumerate(gradients()):
         param.grad = grad.clone()
         if step == 1:
@@ -195,6 +195,21 @@ def test_repr_shows_the_options():
     assert "max_rank: 3" in repr(
         AdaRankGrad([nn.Parameter(torch.ones(20, 16))], max_rank=3, min_rank=1)
     )
+
+
+def test_a_state_of_another_method_is_refused_with_both_names():
+    param = nn.Parameter(torch.ones(20, 16))
+    saved = GaLore([param]).state_dict()
+    with pytest.raises(ValueError, match="is of GaLore, this optimizer is AdaRankGrad"):
+        AdaRankGrad([param]).load_state_dict(saved)
+
+
+def test_a_state_of_a_newer_version_is_refused():
+    optimizer = AdaRankGrad([nn.Parameter(torch.ones(20, 16))])
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["state_version"] += 1
+    with pytest.raises(ValueError, match="saved by a newer one; update adarankgrad"):
+        optimizer.load_state_dict(saved)
 
 
 def test_a_state_of_another_optimizer_or_shape_is_refused_by_name():

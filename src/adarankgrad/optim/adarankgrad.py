@@ -18,6 +18,7 @@ from ..core.projection import Side
 from ..core.rank import energy_from_residual
 from ..core.residual import Residual
 from .engine import SubspaceOptimizer
+from .gradient_checks import Nonfinite
 from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection, Update
 
 
@@ -93,6 +94,10 @@ class AdaRankGrad(SubspaceOptimizer):
             such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are allotted by captured
             energy per byte and anew at refreshes, below each weight's ``max_rank``; ``energy`` may
             ask for less (`core.budget`). Of the whole optimizer, not of a group.
+        max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
+        nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
+            ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
+            raising read every gradient once more, and wait for the device.
         seed: of the private random generators.
 
     Raises:
@@ -150,6 +155,8 @@ class AdaRankGrad(SubspaceOptimizer):
         residual_scale: float = 2.0,
         adam_convention: AdamConvention = "torch",
         memory_budget: int | float | str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: Nonfinite = "skip",
         seed: int = 0,
     ) -> None:
         super().__init__(params, self.chosen_options(locals()))

@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import itertools
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,16 +20,24 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
-from ..core.adam import corrected_eps, weight_factors
 from .accumulation import BackwardAccumulation
 from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
-from .matrix_state import KEPT_ON_CPU, fits_matrix, layout_for, new_state
+from .gradient_checks import (
+    NamedGrad,
+    check_dense,
+    clip_to,
+    describe_broken,
+    norms_of,
+    total_norm,
+)
+from .matrix_state import is_matrix_to_project, layout_for, new_state
 from .matrix_step import step_matrix
-from .options import ENGINE_DEFAULTS, check_options
+from .options import COMMON_OPTIONS, ENGINE_DEFAULTS, check_options
+from .plain_step import step_plain
 from .report import OptimizerReport, build_report, named_parameters
+from .saved_state import check_saved_groups, check_state_fits, copied_to
 
 Group = dict[str, Any]
 
@@ -51,9 +60,15 @@ class SubspaceOptimizer(Optimizer):
     """
 
     def __init__(self, params: Any, options: Group) -> None:
-        defaults = {**ENGINE_DEFAULTS, **self.engine_options(options)}
+        defaults = {**ENGINE_DEFAULTS, **self.engine_options(options), "method": self._method}
         check_options(defaults)
         super().__init__(params, defaults)
+
+    _last_grad_norm: float | None = None
+
+    @property
+    def _method(self) -> str:
+        return type(self).__name__
 
     @staticmethod
     def chosen_options(arguments: dict[str, Any]) -> Group:
@@ -87,7 +102,7 @@ class SubspaceOptimizer(Optimizer):
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            self._check_budget()
+            self._check_common_options()
         except ValueError:
             self.param_groups.pop()
             raise
@@ -120,27 +135,15 @@ class SubspaceOptimizer(Optimizer):
 
         Raises:
             ValueError: if a gradient is sparse.
+            FloatingPointError: with ``nonfinite="raise"``, if their norm is not finite. Nothing was
+                changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plain: list[tuple[Group, list[Tensor]]] = []
-        positions = itertools.count()
-        budget = functools.cache(self._divide_budget)
-        for group in self.param_groups:
-            plain.append((group, []))
-            for name, param in named_parameters(group, self.param_groups):
-                position = next(positions)
-                if param.grad is None:
-                    continue
-                _check_gradient(name, param)
-                if self._is_projected(group, name, param):
-                    self._step_projected(group, name, param, position, budget)
-                else:
-                    plain[-1][1].append(param)
-        for group, params in plain:
-            self._step_plain(group, params)
+        if self._are_gradients_usable():
+            self._step_all()
         return loss
 
     def accumulate_in_backward(
@@ -189,7 +192,7 @@ class SubspaceOptimizer(Optimizer):
     @staticmethod
     def is_projected(param: Tensor, group: Group) -> bool:
         """Whether a weight is a matrix that its group projects."""
-        return _is_matrix_to_project(param, group)
+        return is_matrix_to_project(param, group)
 
     def report(self) -> OptimizerReport:
         """Ranks, captured energy, refreshes and bytes of every layer, and their totals."""
@@ -206,15 +209,15 @@ class SubspaceOptimizer(Optimizer):
             state_dict: from `state_dict`; not modified and not referred to afterwards.
 
         Raises:
-            ValueError: if groups differ in number or size, or a state is not of this weight: made
-                by another optimizer, or for another shape or side.
+            ValueError: if it is of another optimizer or of a newer version, groups differ in number
+                or size, or a state is not of this weight: for another shape or side.
         """
         state_dict = dict(state_dict)  # hooks may add to it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         saved_groups = copy.deepcopy(state_dict["param_groups"])
         groups = self.param_groups
-        _check_same_groups(groups, saved_groups)
+        check_saved_groups(groups, saved_groups)
 
         state = dict(state_dict["state"])
         restored = {}
@@ -225,8 +228,8 @@ class SubspaceOptimizer(Optimizer):
             members = zip(keys, named_parameters(group, groups), strict=True)
             for key, (name, param) in members:
                 if key in state:
-                    _check_state_fits(state[key], param, options, name)
-                    restored[param] = _copied_to(state.pop(key), param.device)
+                    check_state_fits(state[key], param, options, name)
+                    restored[param] = copied_to(state.pop(key), param.device)
         complete = defaultdict(dict, {**state, **restored})
         self.__setstate__({"state": complete, "param_groups": saved_groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -236,12 +239,72 @@ class SubspaceOptimizer(Optimizer):
         """Restore, and turn off what an older version did not have."""
         super().__setstate__(state)
         for options in (self.defaults, *self.param_groups):
-            for name, value in ENGINE_DEFAULTS.items():
+            for name, value in {**ENGINE_DEFAULTS, "method": self._method}.items():
                 options.setdefault(name, value)
 
     @property
+    def last_grad_norm(self) -> float | None:
+        """Norm of all gradients at the last step, before clipping; None if it was not needed.
+
+        Of gradients held in projection it is exact inside their bases, estimated outside
+        (`accumulate_in_backward`).
+        """
+        return self._last_grad_norm
+
+    def _are_gradients_usable(self) -> bool:
+        """Measure all gradients and clip them; False if the step is to be skipped, and count it."""
+        grads = [
+            NamedGrad(name, param.grad)
+            for group in self.param_groups
+            for name, param in named_parameters(group, self.param_groups)
+            if param.grad is not None
+        ]
+        for name, grad in grads:
+            check_dense(name, grad)
+        self._last_grad_norm = None
+        max_norm, nonfinite = (self._common(name) for name in ("max_grad_norm", "nonfinite"))
+        if max_norm is None and nonfinite == "ignore":
+            return True
+        norms = norms_of(grads)
+        norm = self._last_grad_norm = total_norm(norms)
+        if not math.isfinite(norm) and nonfinite != "ignore":
+            if nonfinite == "raise":
+                raise FloatingPointError(
+                    f"the norm of the gradients is {norm}, from {describe_broken(grads, norms)}; "
+                    "nothing was changed. Lower lr, clip with max_grad_norm, or let nonfinite="
+                    "'skip' leave such steps out"
+                )
+            for group in self.param_groups:
+                group["num_skipped_steps"] += 1
+            return False
+        if max_norm is not None:
+            clip_to(grads, norm, max_norm)
+        return True
+
+    def _step_all(self) -> None:
+        plain: list[tuple[Group, list[Tensor]]] = []
+        positions = itertools.count()
+        budget = functools.cache(self._divide_budget)
+        for group in self.param_groups:
+            plain.append((group, []))
+            for name, param in named_parameters(group, self.param_groups):
+                position = next(positions)
+                if param.grad is None:
+                    continue
+                if self._is_projected(group, name, param):
+                    self._step_projected(group, name, param, position, budget)
+                else:
+                    plain[-1][1].append(param)
+        for group, params in plain:
+            step_plain(group, params, [self.state[param] for param in params])
+
+    def _common(self, option: str) -> Any:
+        """An option of the whole optimizer, which every group has."""
+        return self.param_groups[0][option]
+
+    @property
     def _memory_budget(self) -> Any:
-        return self.param_groups[0]["memory_budget"]
+        return self._common("memory_budget")
 
     def _divide_budget(self) -> RankBudget:
         """Allot ranks to all projected weights, by what is known of their gradients now."""
@@ -249,24 +312,25 @@ class SubspaceOptimizer(Optimizer):
             claimant_of(param, self.state.get(param, {}), group)
             for group in self.param_groups
             for param in group["params"]
-            if _is_matrix_to_project(param, group)
+            if is_matrix_to_project(param, group)
         ]
         params = [claimant.param for claimant in claimants]
         return RankBudget(claimants, budget_bytes(self._memory_budget, params))
 
-    def _check_budget(self) -> None:
-        """See that there is one budget, and that it holds every weight's minimum rank."""
-        budgets = {group["memory_budget"] for group in self.param_groups}
-        if len(budgets) > 1:
-            raise ValueError(
-                f"memory_budget is of the whole optimizer, but its groups have {budgets}; give it "
-                "to the constructor"
-            )
-        if budgets != {None}:
+    def _check_common_options(self) -> None:
+        """See that groups agree on them, and that a budget holds every weight's minimum rank."""
+        for option in COMMON_OPTIONS:
+            values = {group[option] for group in self.param_groups}
+            if len(values) > 1:
+                raise ValueError(
+                    f"{option} is of the whole optimizer, but its groups have {values}; give it "
+                    "to the constructor"
+                )
+        if self._memory_budget is not None:
             self._divide_budget()
 
     def _is_projected(self, group: Group, name: str, param: Tensor) -> bool:
-        if _is_matrix_to_project(param, group):
+        if is_matrix_to_project(param, group):
             return True
         if group["project"] and param.dim() >= 2 and not self.state[param]:
             kind = "complex" if param.is_complex() else "a vector in the shape of a matrix"
@@ -288,104 +352,3 @@ class SubspaceOptimizer(Optimizer):
         has_budget = self._memory_budget is not None
         turn = Turn(name, position, (lambda: budget().max_rank(param)) if has_budget else None)
         step_matrix(param, cast(Tensor, param.grad), state, group, turn)
-
-    def _step_plain(self, group: Group, params: list[Tensor]) -> None:
-        if not params:
-            return
-        states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        if group["adam_convention"] == "torch":
-            _adamw(group, params, states, eps=group["eps"], weight_decay=group["weight_decay"])
-            return
-        _, beta2 = group["betas"]
-        of_step: dict[int, list[int]] = defaultdict(list)
-        for index, state in enumerate(states):
-            of_step[int(state["step"]) + 1].append(index)
-        for step, members in of_step.items():
-            eps = corrected_eps(group["eps"], "transformers", step=step, beta2=beta2)
-            _adamw(group, [params[i] for i in members], [states[i] for i in members], eps=eps)
-        factor, _ = weight_factors(float(group["lr"]), group["weight_decay"], "transformers")
-        if factor != 1.0:
-            torch._foreach_mul_(params, factor)
-
-
-def _adamw(
-    group: Group,
-    params: list[Tensor],
-    states: list[Group],
-    *,
-    eps: float,
-    weight_decay: float = 0.0,
-) -> None:
-    """Torch's own AdamW on a list of parameters."""
-    beta1, beta2 = group["betas"]
-    adamw(
-        params,
-        [cast(Tensor, param.grad) for param in params],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [],
-        [state["step"] for state in states],
-        has_complex=any(param.is_complex() for param in params),
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=weight_decay,
-        eps=eps,
-        maximize=False,
-    )
-
-
-def _check_gradient(name: str, param: Tensor) -> None:
-    grad = cast(Tensor, param.grad)
-    if grad.layout is not torch.strided:
-        raise ValueError(
-            f"the gradient of {name} {tuple(param.shape)} is sparse; only dense gradients are "
-            "supported: build the embedding with sparse=False, or give it to torch.optim.SparseAdam"
-        )
-
-
-def _check_same_groups(groups: list[Group], saved_groups: list[Group]) -> None:
-    sizes = [len(group["params"]) for group in groups]
-    saved_sizes = [len(group["params"]) for group in saved_groups]
-    if sizes != saved_sizes:
-        raise ValueError(
-            "the saved optimizer has parameter groups of other sizes: "
-            f"saved {saved_sizes}, here {sizes}; build the groups as they were when it was saved"
-        )
-
-
-def _is_matrix_to_project(param: Tensor, group: Group) -> bool:
-    if not group["project"] or param.dim() < 2 or param.is_complex():
-        return False
-    layout = layout_for(param, group)
-    return min(layout.num_rows, layout.num_cols) > 1
-
-
-def _check_state_fits(state: Group, param: Tensor, group: Group, name: str) -> None:
-    """See that a step could start from a saved state, before anything is replaced."""
-    if _is_matrix_to_project(param, group):
-        fits = fits_matrix(state, layout_for(param, group), group)
-    else:
-        fits = "basis" not in state and state["exp_avg"].shape == param.shape
-    if not fits:
-        raise ValueError(
-            f"the saved state of {name} {tuple(param.shape)} is of another optimizer, shape or "
-            "side; load it into an optimizer built as the one that was saved"
-        )
-
-
-def _copied_to(value: Any, device: torch.device) -> Any:
-    """A copy of one parameter's state on the parameter's device, dtypes kept."""
-    copied = {}
-    for key, entry in value.items():
-        if isinstance(entry, Tensor):  # torch's AdamW wants its step tensor where it was
-            stays = key in KEPT_ON_CPU
-            entry = entry.clone() if stays else entry.to(device, copy=True)
-        copied[key] = entry
-    return copied

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core.adam import AdamConvention
 from ..core.projection import Side
 from .engine import SubspaceOptimizer
+from .gradient_checks import Nonfinite
 from .options import DEFAULT_MAX_RANK, BasisFinder, with_fixed_rank
 
 
@@ -43,6 +44,10 @@ class GaLore(SubspaceOptimizer):
         basis: ``exact`` singular value decomposition, or the ``randomized`` range finder, which is
             not the paper's but many times faster.
         adam_convention: ``transformers`` as in galore-torch, or ``torch`` (`core.adam`).
+        max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
+        nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
+            ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
+            raising read every gradient once more, and wait for the device.
         seed: of the private random generators, for ``basis="randomized"``.
 
     Raises:
@@ -76,6 +81,8 @@ class GaLore(SubspaceOptimizer):
         side: Side = "short",
         basis: BasisFinder = "exact",
         adam_convention: AdamConvention = "transformers",
+        max_grad_norm: float | None = None,
+        nonfinite: Nonfinite = "skip",
         seed: int = 0,
     ) -> None:
         super().__init__(params, self.chosen_options(locals()))

@@ -27,6 +27,14 @@ def layout_for(weight: Tensor, options: Options) -> Layout:
     return layout_of(weight.shape, options["side"], is_stacked=options["stacked"])
 
 
+def is_matrix_to_project(param: Tensor, options: Options) -> bool:
+    """Tell whether a weight is a matrix that its group projects."""
+    if not options["project"] or param.dim() < 2 or param.is_complex():
+        return False
+    layout = layout_for(param, options)
+    return min(layout.num_rows, layout.num_cols) > 1
+
+
 def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
     """State before the first refresh: a basis with no columns yet.
 

@@ -12,6 +12,10 @@ from ..core.carry import CARRIES
 from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
 from ..core.residual import RESIDUALS
+from .gradient_checks import NONFINITE
+
+STATE_VERSION = 1
+"""Of what is kept of a weight; a higher one is of a newer adarankgrad."""
 
 DEFAULT_MAX_RANK = 0.25
 DEFAULT_MIN_RANK = 4
@@ -53,8 +57,15 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "residual_scale": 1.0,
     "adam_convention": "torch",
     "memory_budget": None,
+    "max_grad_norm": None,
+    "nonfinite": "skip",
+    "num_skipped_steps": 0,
+    "state_version": STATE_VERSION,
     "seed": 0,
 }
+
+COMMON_OPTIONS = ("memory_budget", "max_grad_norm", "nonfinite")
+"""Options of the whole optimizer, the same in every group."""
 
 
 def with_fixed_rank(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +114,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
     parse_budget(options["memory_budget"])
+    if options["max_grad_norm"] is not None:
+        _check_number("max_grad_norm", options["max_grad_norm"], low=0.0)
+    _check_choice("nonfinite", options["nonfinite"], NONFINITE)
     _check_choice("side", options["side"], SIDES)
     _check_choice("basis", options["basis"], BASIS_FINDERS)
     _check_choice("carry", options["carry"], CARRIES)

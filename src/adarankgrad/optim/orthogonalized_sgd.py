@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .engine import SubspaceOptimizer
+from .gradient_checks import Nonfinite
 
 
 class OrthogonalizedSGD(SubspaceOptimizer):
@@ -27,6 +28,10 @@ class OrthogonalizedSGD(SubspaceOptimizer):
         project: False trains the group by AdamW.
         stacked: the group's weights stack matrices along their first axis.
         scale: factor on the step, at least 0.
+        max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
+        nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
+            ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
+            raising read every gradient once more, and wait for the device.
 
     Raises:
         ValueError: if an option is out of range, or at a step if a gradient is sparse.
@@ -53,6 +58,8 @@ class OrthogonalizedSGD(SubspaceOptimizer):
         project: bool = True,
         stacked: bool = False,
         scale: float = 1.0,
+        max_grad_norm: float | None = None,
+        nonfinite: Nonfinite = "skip",
     ) -> None:
         super().__init__(params, self.chosen_options(locals()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,9 @@ class OptimizerReport:
         adamw_projected_state_bytes: what ``torch.optim.AdamW`` would hold for the projected
             weights.
         projected_share: share of stepped weights (elements) that are projected, in [0, 1].
+        num_skipped_steps: steps left out because the gradients' norm was not finite.
+        last_grad_norm: norm of all gradients at the last step before clipping, not finite if that
+            was skipped; None where neither ``max_grad_norm`` nor ``nonfinite`` needed it.
     """
 
     layers: tuple[LayerReport, ...]
@@ -66,6 +70,8 @@ class OptimizerReport:
     plain_state_bytes: int
     adamw_projected_state_bytes: int
     projected_share: float
+    num_skipped_steps: int
+    last_grad_norm: float | None
 
     @property
     def state_bytes(self) -> int:
@@ -102,14 +108,17 @@ class OptimizerReport:
             f"mean rank {self.mean_rank:.1f}; state of projected weights "
             f"{mib(self.projected_state_bytes)} MiB (AdamW: "
             f"{mib(self.adamw_projected_state_bytes)}), of all others "
-            f"{mib(self.plain_state_bytes)} MiB; skipped refreshes: {self.num_skipped_refreshes}"
+            f"{mib(self.plain_state_bytes)} MiB; skipped steps: {self.num_skipped_steps}, "
+            f"refreshes: {self.num_skipped_refreshes}"
         )
         return "\n".join([*aligned([header, *rows]), totals])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, ready for JSON."""
+        """Return everything as plain values, ready for JSON: None for a norm that is not finite."""
+        norm = self.last_grad_norm
         return {
             **asdict(self),
+            "last_grad_norm": norm if norm is not None and math.isfinite(norm) else None,
             "state_bytes": self.state_bytes,
             "mean_rank": self.mean_rank,
             "num_skipped_refreshes": self.num_skipped_refreshes,
@@ -135,6 +144,8 @@ def build_report(optimizer: SubspaceOptimizer) -> OptimizerReport:
         plain_state_bytes=plain_bytes,
         adamw_projected_state_bytes=adamw_bytes,
         projected_share=projected_weights / max(1, all_weights),
+        num_skipped_steps=optimizer.param_groups[0]["num_skipped_steps"],
+        last_grad_norm=optimizer.last_grad_norm,
     )
 
 

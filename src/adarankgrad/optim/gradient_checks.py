@@ -1,0 +1,84 @@
+"""What a step asks of all gradients together: that they are dense and finite, and not too long."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Nonfinite = Literal["skip", "raise", "ignore"]
+NONFINITE: tuple[str, ...] = get_args(Nonfinite)
+
+
+class NamedGrad(NamedTuple):
+    """A gradient, dense or held in projection, and the name of its parameter."""
+
+    name: str
+    grad: Tensor
+
+
+def check_dense(name: str, grad: Tensor) -> None:
+    """Refuse a sparse gradient.
+
+    Raises:
+        ValueError: naming the parameter and what to do.
+    """
+    if grad.layout is not torch.strided:
+        raise ValueError(
+            f"the gradient of {name} {tuple(grad.shape)} is sparse; only dense gradients are "
+            "supported: build the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        )
+
+
+def norms_of(grads: Sequence[NamedGrad]) -> list[Tensor]:
+    """Return ‖G‖ of each gradient, no axes, in float32 or wider, on its device.
+
+    Infinite for a finite gradient whose squares leave the range of that dtype: Adam's second moment
+    would be infinite as well.
+    """
+    return [_norm(grad) for _, grad in grads]
+
+
+def total_norm(norms: Sequence[Tensor]) -> float:
+    """Return the norm of all gradients together. A device synchronisation."""
+    if not norms:
+        return 0.0
+    dtype = torch.float32
+    for norm in norms:
+        dtype = torch.promote_types(dtype, norm.dtype)
+    together = torch.stack([norm.to(norms[0].device, dtype) for norm in norms])
+    return float(torch.linalg.vector_norm(together))
+
+
+def clip_to(grads: Sequence[NamedGrad], norm: float, max_norm: float) -> None:
+    """Scale gradients in place so that their common norm is at most ``max_norm``.
+
+    As ``torch.nn.utils.clip_grad_norm_`` does: times max_norm / (norm + 1e-6), where below 1.
+
+    Args:
+        grads: all gradients.
+        norm: their common norm, finite.
+        max_norm: at least 0.
+    """
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1.0:
+        for _, grad in grads:
+            grad.mul_(factor)
+
+
+def describe_broken(grads: Sequence[NamedGrad], norms: Sequence[Tensor]) -> str:
+    """Name up to three gradients whose norms are not finite; all together where each one is."""
+    names = [g.name for g, norm in zip(grads, norms, strict=True) if not math.isfinite(norm)]
+    if not names:
+        return "all of them together"
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _norm(grad: Tensor) -> Tensor:
+    wide = None if grad.is_complex() else torch.promote_types(grad.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=wide)
+    return norm
