@@ -26,7 +26,7 @@ from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
 from .gradient_checks import (
     NamedGrad,
-    check_dense,
+    check_usable,
     clip_to,
     describe_broken,
     norms_of,
@@ -36,6 +36,7 @@ from .matrix_state import is_matrix_to_project, layout_for, new_state
 from .matrix_step import step_matrix
 from .options import COMMON_OPTIONS, ENGINE_DEFAULTS, check_options
 from .plain_step import step_plain
+from .projected_grad import ProjectedGrad
 from .report import OptimizerReport, build_report, named_parameters
 from .saved_state import check_saved_groups, check_state_fits, copied_to
 
@@ -65,6 +66,7 @@ class SubspaceOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     _last_grad_norm: float | None = None
+    _accumulations: tuple[BackwardAccumulation, ...] = ()
 
     @property
     def _method(self) -> str:
@@ -164,23 +166,34 @@ class SubspaceOptimizer(Optimizer):
         which loss scaling and clipping do not touch, and which a skipped step does not undo.
         Weights then change during backward, so one graph cannot be run through twice.
 
-        Call it again after adding a group, or after parameters were replaced.
+        Call it again after adding a group, or after parameters were replaced or unfrozen: for the
+        weights of the model, the later call counts. ``zero_grad`` has to follow every step.
 
         Args:
-            model: whose weights to watch; the others keep dense gradients.
-            num_micro_batches: backward passes that make a step; needed with a residual only.
+            model: whose weights to watch; those that are not projected (embeddings, head, norms)
+                keep dense gradients.
+            num_micro_batches: backward passes that make a step; needed with a residual only, and
+                the handle's attribute of that name may be set where a step has fewer.
 
         Returns:
             A handle whose ``remove()`` ends it.
 
         Raises:
             ValueError: if a group has another basis than ``sketched`` or a residual that cannot be
-                taken apart, or the model has no projected weight of this optimizer.
+                taken apart, the model has no projected weight of this optimizer, or other processes
+                have a part in its gradients. In a backward pass: with a residual, if there are more
+                passes than ``num_micro_batches``.
+            RuntimeError: in a backward pass or step, if a step was not followed by ``zero_grad``.
 
         Memory: between backward and step, (k + 8)·n elements a matrix at rank k; at the two steps
         of a refresh, k is the ceiling plus oversampling, and m of them more.
         """
-        return BackwardAccumulation(self, model, num_micro_batches)
+        accumulation = BackwardAccumulation(self, model, num_micro_batches)
+        for earlier in self._accumulations:
+            earlier.release(accumulation.params)
+        still_used = [earlier for earlier in self._accumulations if earlier.params]
+        self._accumulations = (*still_used, accumulation)
+        return accumulation
 
     def state_of(self, param: Tensor, group: Group) -> Group:
         """State of a projected weight, made if there is none yet."""
@@ -230,8 +243,13 @@ class SubspaceOptimizer(Optimizer):
                 if key in state:
                     check_state_fits(state[key], param, options, name)
                     restored[param] = copied_to(state.pop(key), param.device)
+        for accumulation in self._accumulations:
+            accumulation.check_groups(
+                {**group, **saved} for group, saved in zip(groups, saved_groups, strict=True)
+            )
         complete = defaultdict(dict, {**state, **restored})
         self.__setstate__({"state": complete, "param_groups": saved_groups})
+        self._expire_held_gradients()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -260,7 +278,7 @@ class SubspaceOptimizer(Optimizer):
             if param.grad is not None
         ]
         for name, grad in grads:
-            check_dense(name, grad)
+            check_usable(name, grad)
         self._last_grad_norm = None
         max_norm, nonfinite = (self._common(name) for name in ("max_grad_norm", "nonfinite"))
         if max_norm is None and nonfinite == "ignore":
@@ -297,6 +315,12 @@ class SubspaceOptimizer(Optimizer):
                     plain[-1][1].append(param)
         for group, params in plain:
             step_plain(group, params, [self.state[param] for param in params])
+
+    def _expire_held_gradients(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if isinstance(param.grad, ProjectedGrad):
+                    param.grad.expire()
 
     def _common(self, option: str) -> Any:
         """An option of the whole optimizer, which every group has."""
@@ -352,3 +376,5 @@ class SubspaceOptimizer(Optimizer):
         has_budget = self._memory_budget is not None
         turn = Turn(name, position, (lambda: budget().max_rank(param)) if has_budget else None)
         step_matrix(param, cast(Tensor, param.grad), state, group, turn)
+        if isinstance(param.grad, ProjectedGrad):
+            param.grad.expire()

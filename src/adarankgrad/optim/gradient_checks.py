@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .projected_grad import EXPIRED, ProjectedGrad
+
 Nonfinite = Literal["skip", "raise", "ignore"]
 NONFINITE: tuple[str, ...] = get_args(Nonfinite)
 
@@ -20,12 +22,15 @@ class NamedGrad(NamedTuple):
     grad: Tensor
 
 
-def check_dense(name: str, grad: Tensor) -> None:
-    """Refuse a sparse gradient.
+def check_usable(name: str, grad: Tensor) -> None:
+    """Refuse a sparse gradient, and one held in projection that was stepped already.
 
     Raises:
         ValueError: naming the parameter and what to do.
+        RuntimeError: the same, of a gradient that has expired.
     """
+    if isinstance(grad, ProjectedGrad) and grad.has_expired:
+        raise RuntimeError(f"{name}: {EXPIRED}")
     if grad.layout is not torch.strided:
         raise ValueError(
             f"the gradient of {name} {tuple(grad.shape)} is sparse; only dense gradients are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from torch import Tensor
@@ -38,7 +39,8 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
     if options["basis"] == "sketched":
         held = grad
         if not isinstance(held, ProjectedGrad):
-            held = ProjectedGrad(grad, layout, plan_measurement(state, options, layout, turn))
+            plan = functools.partial(plan_measurement, state, options, layout, turn)
+            held = ProjectedGrad(grad, layout, plan)
             held.add_dense(grad)
         coords = coordinates_from(held, state, options, layout, turn)
         inside = held.measurement.basis, held.measured.coords

@@ -18,6 +18,11 @@ from ..core.projection import Layout
 
 _aten = torch.ops.aten
 
+EXPIRED = (
+    "a gradient held in projection was measured for a step that has been taken, or for a state "
+    "that load_state_dict replaced; call optimizer.zero_grad() before the next backward pass"
+)
+
 
 class ProjectedGrad(Tensor):
     """Linear measurements of a gradient, or of a sum of gradients.
@@ -25,38 +30,79 @@ class ProjectedGrad(Tensor):
     Its norm is the gradient's: exact inside the basis, estimated outside
     (`core.measurement.Measured.squared_norm`).
 
+    What is measured depends on the optimizer's state, so it belongs to one step, after which it
+    has expired: only zero can follow, and starts anew.
+
     Attributes:
         matrix_layout: where the weight's matrix lies.
-        measurement: what is measured.
-        measured: what was measured so far, float32 (float64 under float64 weights).
         on_dense: called with this and every gradient that is added.
+        num_added: dense gradients added since it was zero.
+        has_expired: whether the step that it was measured for has been taken.
     """
 
     matrix_layout: Layout
-    measurement: Measurement
-    measured: Measured
     on_dense: Callable[[ProjectedGrad, Tensor], None] | None
+    num_added: int
+    has_expired: bool
+    _plan: Callable[[], Measurement]
+    _held: tuple[Measurement, Measured] | None
 
-    def __new__(cls, like: Tensor, layout: Layout, measurement: Measurement) -> ProjectedGrad:
-        """Make a gradient of zero, measured.
+    def __new__(
+        cls, like: Tensor, layout: Layout, plan: Callable[[], Measurement]
+    ) -> ProjectedGrad:
+        """Make a gradient of zero.
 
         Args:
             like: a dense gradient of the weight; its values are not read.
             layout: where the weight's matrix lies.
-            measurement: what to measure.
+            plan: decides what to measure, when the first gradient arrives.
         """
         held: ProjectedGrad = Tensor._make_wrapper_subclass(
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
-        held.matrix_layout, held.measurement, held.on_dense = layout, measurement, None
-        held.measured = nothing_measured(measurement)
+        held.matrix_layout, held._plan, held.on_dense = layout, plan, None
+        held.set_to_zero()
         return held
 
+    @property
+    def measurement(self) -> Measurement:
+        """What is measured."""
+        return self._parts()[0]
+
+    @property
+    def measured(self) -> Measured:
+        """What was measured so far, float32 (float64 under float64 weights)."""
+        return self._parts()[1]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what was measured and of what was drawn for it; the basis belongs to state."""
+        if self._held is None:
+            return 0
+        measurement, measured = self._held
+        parts = (*measured, measurement.probes, measurement.columns)
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def set_to_zero(self) -> None:
+        """Forget all gradients; what to measure of the next one is decided when it arrives."""
+        self._held, self.num_added, self.has_expired = None, 0, False
+
+    def expire(self) -> None:
+        """Note that the state it was measured for has gone."""
+        self.has_expired = True
+
     def add_dense(self, grad: Tensor, alpha: float = 1.0) -> None:
-        """Add the measurements of a gradient, and tell ``on_dense`` of it."""
+        """Add the measurements of a gradient, and tell ``on_dense`` of it.
+
+        Raises:
+            RuntimeError: if this has expired.
+        """
+        if self.has_expired:
+            raise RuntimeError(EXPIRED)
         added = measure(self.matrix_layout.view(grad), self.measurement)
         for part, more in zip(self.measured, added, strict=True):
             part.add_(more, alpha=alpha)
+        self.num_added += 1
         if self.on_dense is not None:
             self.on_dense(self, grad)
 
@@ -71,8 +117,14 @@ class ProjectedGrad(Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         """Say what is held."""
-        rank = self.measurement.basis.shape[-1]
-        return f"ProjectedGrad(shape={tuple(self.shape)}, directions={rank})"
+        num_directions = 0 if self._held is None else self._held[0].basis.shape[-1]
+        return f"ProjectedGrad(shape={tuple(self.shape)}, directions={num_directions})"
+
+    def _parts(self) -> tuple[Measurement, Measured]:
+        if self._held is None:
+            measurement = self._plan()
+            self._held = measurement, nothing_measured(measurement)
+        return self._held
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -106,8 +158,7 @@ def _divide(func: Any, held: ProjectedGrad, divisor: Any) -> ProjectedGrad:
 
 
 def _zero(func: Any, held: ProjectedGrad) -> ProjectedGrad:
-    for part in held.measured:
-        part.zero_()
+    held.set_to_zero()
     return held
 
 
