@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 # By name, since importing them is slow.
-_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+_WRAPPERS = {
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "FSDPModule",
+    "DeepSpeedEngine",
+}
 
 
 def check_is_unwrapped(model: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Thin adapters to other packages, which each module imports only itself."""
