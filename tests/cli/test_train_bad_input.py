@@ -103,6 +103,42 @@ BAD_FLAGS = {
         {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"},
         ["carry", "nothing"],
     ),
+    "whole gradients in AdamW": (
+        {"accumulate-in-backward": True},
+        ["adamw cannot be trained with --accumulate-in-backward", "--optimizer adarankgrad"],
+    ),
+    "whole gradients elsewhere": (
+        {"optimizer": "torch.optim.SGD", "lr": 1, "accumulate-in-backward": True},
+        ["torch.optim.SGD cannot be trained with --accumulate-in-backward"],
+    ),
+    "whole gradients in GaLore": (
+        {"optimizer": "galore", "accumulate-in-backward": True},
+        ["galore cannot be trained with --accumulate-in-backward", "'exact'"],
+    ),
+    "whole gradients without a basis": (
+        {"optimizer": "orthogonalized-sgd", "accumulate-in-backward": True},
+        ["orthogonalized-sgd cannot be trained with --accumulate-in-backward", "'none'"],
+    ),
+    "whole gradients as published": (
+        {"optimizer": "adarankgrad-published", "accumulate-in-backward": True},
+        ["basis='sketched', got 'randomized'"],
+    ),
+    "whole gradients by argument": (
+        {
+            "optimizer": "adarankgrad",
+            "optimizer-args": "basis=exact",
+            "accumulate-in-backward": True,
+        },
+        ["basis='sketched', got 'exact'"],
+    ),
+    "whole gradients in a residual": (
+        {
+            "optimizer": "adarankgrad",
+            "optimizer-args": "residual=fira",
+            "accumulate-in-backward": True,
+        },
+        ["residual='fira' needs the whole gradient"],
+    ),
     "missing config": ({"config": "absent.toml"}, ["absent.toml"]),
     "resume of nothing": ({"resume": True}, ["cannot resume run"]),
     "resume and overwrite": ({"resume": True, "overwrite": True}, ["exclude"]),
@@ -147,6 +183,10 @@ BAD_CONFIGS = {
     "misspelt key": ('optimiser = "adamw"\n', ["'optimiser'", "did you mean optimizer"]),
     "wrong type": ('steps = "many"\n', ["steps = 'many'", "whole number"]),
     "truth for a number": ("steps = true\n", ["steps = True", "whole number"]),
+    "number for a truth": (
+        "accumulate_in_backward = 1\n",
+        ["accumulate_in_backward = 1", "true or false"],
+    ),
     "table for a text": ("[data]\na = 1\n", ["data = {", "text"]),
     "not toml": ("steps = = 3\n", ["not valid TOML"]),
     "not a number": ("lr = nan\n", ["lr = nan", "finite"]),

@@ -236,15 +236,21 @@ def test_the_folder_holds_results_plots_and_a_page(shared, children, tmp_path):
 def test_the_flags_of_a_run_make_the_same_settings_again(shared, tmp_path):
     from adarankgrad.cli.options import parse_flags
 
-    table = {"optimizer": "adarankgrad", "optimizer_args": {"carry": "keep", "betas": [0.9, 0.99]}}
+    table = {
+        "optimizer": "adarankgrad",
+        "optimizer_args": {"carry": "keep", "betas": [0.9, 0.99]},
+        "accumulate_in_backward": True,
+    }
     plan = make_plan(tmp_path, {**shared, "methods": {"ours": {**table, "energy": 0.9}}})
     config = plan.config(next(plan.all_possible_cells()))
     flags = flags_of(config)
+    flags.remove("--accumulate-in-backward")
     texts = {
         name.removeprefix("--").replace("-", "_"): text
         for name, text in zip(flags[::2], flags[1::2], strict=True)
     }
-    assert TrainConfig.from_settings(parse_flags(texts)) == config
+    settings = parse_flags({**texts, "accumulate_in_backward": True})
+    assert TrainConfig.from_settings(settings) == config
 
 
 def test_the_page_sorts_and_runs_no_script_but_its_own(shared, children, tmp_path):

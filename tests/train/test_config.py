@@ -33,6 +33,7 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
         min_rank=2,
         steps=7,
         optimizer_args={"betas": (0.9, 0.95), "foreach": None, "carry": "squared"},
+        accumulate_in_backward=True,
     )
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())

@@ -24,6 +24,8 @@ def option_for(name: str) -> inspect.Parameter:
     """Make the flag of one setting."""
     spec = FIELDS[name]
     kind = spec.metadata["kind"]
+    if kind == "bool":
+        return _switch_for(name)
     default = (
         ""
         if spec.default is None or not isinstance(spec.default, str | int | float)
@@ -40,6 +42,20 @@ def option_for(name: str) -> inspect.Parameter:
     )
 
 
+def _switch_for(name: str) -> inspect.Parameter:
+    """Make the pair of switches of a setting that is true or false."""
+    word = name.replace("_", "-")
+    option = typer.Option(
+        f"--{word}/--no-{word}", help=FIELDS[name].metadata["help"], show_default=False
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[bool | None, option],
+    )
+
+
 def flag(name: str, help_text: str) -> inspect.Parameter:
     """Make a switch; its value arrives as ``wants_NAME``."""
     annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text, show_default=False)]
@@ -48,7 +64,7 @@ def flag(name: str, help_text: str) -> inspect.Parameter:
     )
 
 
-def parse_flags(flags: dict[str, str]) -> dict[str, Any]:
+def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Turn the flags' text into values; typer's own errors would not name the text."""
     settings: dict[str, Any] = {}
     for name, text in flags.items():
@@ -62,10 +78,11 @@ def parse_flags(flags: dict[str, str]) -> dict[str, Any]:
     return settings
 
 
-_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+_PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number"),
     "float": (float, "a number"),
     "rank": (parse_rank, "a number of columns such as 64, or a share such as 0.25"),
+    "bool": (bool, "a switch"),
     "dict": (parse_optimizer_args, "name=value,..."),
 }

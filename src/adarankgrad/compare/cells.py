@@ -162,7 +162,9 @@ def flags_of(config: TrainConfig) -> list[str]:
         if name == "optimizer_args":
             value = format_optimizer_args(value) or None
         if value is not None and value != spec.default:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
+            flags.append(f"--{name.replace('_', '-')}")
+            if value is not True:  # a switch stands alone
+                flags.append(str(value))
     return flags
 
 

@@ -75,13 +75,9 @@ class ProjectedGrad(Tensor):
         return self._parts()[1]
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of what was measured and of what was drawn for it; the basis belongs to state."""
-        if self._held is None:
-            return 0
-        measurement, measured = self._held
-        parts = (*measured, measurement.probes, measurement.columns)
-        return sum(part.numel() * part.element_size() for part in parts)
+    def parts(self) -> tuple[Tensor, ...]:
+        """All tensors that are held: what was measured, and what is measured."""
+        return () if self._held is None else (*self._held[1], *self._held[0])
 
     def set_to_zero(self) -> None:
         """Forget all gradients; what to measure of the next one is decided when it arrives."""

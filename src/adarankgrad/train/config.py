@@ -98,6 +98,12 @@ class TrainConfig:
     steps: int = _setting("Optimizer steps.", 1000, kind="int")
     batch_size: int = _setting("Sequences per forward pass.", 16, kind="int")
     gradient_accumulation: int = _setting("Forward passes per optimizer step.", 1, kind="int")
+    accumulate_in_backward: bool = _setting(
+        "Project gradients in the backward pass, so that they never pile up. For adarankgrad, "
+        "which then takes basis=sketched.",
+        False,
+        kind="bool",
+    )
     seq_len: int = _setting("Tokens per sequence.", 256, kind="int")
     warmup_steps: int | None = _setting(
         "Steps of linear warm-up. Default: a tenth of the steps, at most 1000.", None, kind="int"
@@ -159,6 +165,7 @@ _KINDS = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "rank": ((int, float), "a whole number of columns or a share like 0.25"),
+    "bool": ((bool,), "true or false"),
     "dict": ((dict,), "names and values"),
 }
 
@@ -241,7 +248,8 @@ def _check_type(name: str, value: Any, spec: Field[Any]) -> None:
     if value is None and spec.default is None:
         return
     types, wanted = _KINDS[spec.metadata["kind"]]
-    if not isinstance(value, types) or isinstance(value, bool):
+    # A bool is an int to Python.
+    if not isinstance(value, types) or isinstance(value, bool) != (bool in types):
         raise UserError(f"{name} = {value!r} is not {wanted}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} = {value!r} is not a finite number.")
@@ -308,4 +316,6 @@ def _toml_value(value: Any) -> str:
     # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, bool):
+        return json.dumps(value)
     return repr(value)

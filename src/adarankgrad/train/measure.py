@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+from adarankgrad.optim.projected_grad import ProjectedGrad
 
 
 class OptimizerClock:
@@ -77,3 +80,20 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
     # ru_maxrss counts KiB on Linux and bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process resident set"
+
+
+def held_gradient_bytes(optimizer: Optimizer) -> int:
+    """Return the bytes of the gradients that an optimizer's weights hold, projected or whole.
+
+    A basis that a projected one shares with the optimizer's state is left to that.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    held: list[Tensor] = []
+    for param in params:
+        grad = param.grad
+        if isinstance(grad, ProjectedGrad):
+            in_state = {id(value) for value in optimizer.state[param].values()}
+            held += [part for part in grad.parts if id(part) not in in_state]
+        elif grad is not None:
+            held.append(grad)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -14,7 +14,7 @@ class MemorySplit:
     Attributes:
         method: The optimizer's name, for its colour.
         weights: The model's parameters.
-        gradients: Their gradients.
+        gradients: Their gradients, or what is held of them, between backward pass and step.
         projected_state: Optimizer state of the weights that low-rank methods project.
         plain_state: Optimizer state of all other weights.
         adamw_projected: What AdamW would hold for the projected weights.

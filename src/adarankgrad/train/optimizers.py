@@ -35,6 +35,8 @@ _SET_BY_GROUPS = ("project", "stacked")
 # What torch's AdamW takes, but training here cannot honour.
 _NOT_FOR_TRAINING = ("capturable", "differentiable", "maximize")
 _RANK_SETTINGS = ("max_rank", "min_rank", "energy")
+# What --accumulate-in-backward implies where --optimizer-args does not say otherwise.
+_FOR_ACCUMULATION = {"adarankgrad": {"basis": "sketched"}}
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,10 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
     """
     spec = find_optimizer(config.optimizer)
     allowed = _allowed_arguments(spec)
+    implied = _FOR_ACCUMULATION.get(config.optimizer, {}) if config.accumulate_in_backward else {}
     extra = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.optimizer_args.items()
+        for name, value in {**implied, **config.optimizer_args}.items()
     }
     for name in extra:
         if name in _SET_BY_FLAGS:
@@ -202,6 +205,25 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
         return spec.build(groups, **settings, **extra)
     except Exception as error:  # torch's own checks raise several kinds
         raise UserError(f"{config.optimizer} refuses its arguments: {error}") from error
+
+
+def accumulate_gradients(optimizer: Optimizer, model: nn.Module, config: TrainConfig) -> None:
+    """Project gradients in the backward pass, where the settings ask for it.
+
+    Raises:
+        UserError: The optimizer needs whole gradients.
+    """
+    if not config.accumulate_in_backward:
+        return
+    try:
+        if not isinstance(optimizer, SubspaceOptimizer):
+            raise ValueError("it needs whole gradients")
+        optimizer.accumulate_in_backward(model, num_micro_batches=config.gradient_accumulation)
+    except ValueError as error:
+        raise UserError(
+            f"{config.optimizer} cannot be trained with --accumulate-in-backward: {error}. Leave "
+            "it out, or take --optimizer adarankgrad."
+        ) from error
 
 
 def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adarankgrad.train.files import keep_steps_up_to
-from adarankgrad.train.measure import OptimizerClock, peak_memory
+from adarankgrad.train.measure import OptimizerClock, held_gradient_bytes, peak_memory
 from adarankgrad.train.optimizers import StateSizes, measure_state
 
 METRICS_NAME = "metrics.jsonl"
@@ -34,6 +34,9 @@ class Recorder:
         projected: Weights that count as projected.
         tokens_per_step: Tokens that one optimizer step sees.
         device: Whose memory is measured.
+
+    Attributes:
+        gradient_bytes: The most that gradients held between a backward pass and its step.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Recorder:
         self.device = device
         self.clock = OptimizerClock(optimizer, device)
         self.training_s = 0.0
+        self.gradient_bytes = 0
         self._session_started = time.perf_counter()
         self._step_started = 0.0
         self._elapsed_before_s = 0.0
@@ -66,6 +70,10 @@ class Recorder:
     def add_loss(self, loss: float) -> None:
         """Add a micro-batch's share of the step's loss."""
         self._loss_sum += loss
+
+    def measure_gradients(self) -> None:
+        """Measure the gradients that are held now."""
+        self.gradient_bytes = max(self.gradient_bytes, held_gradient_bytes(self.optimizer))
 
     def end_step(self) -> None:
         """Note that a step is done."""
@@ -136,6 +144,7 @@ class Recorder:
             "optimizer_s": self.clock.seconds(),
             "elapsed_s": self.elapsed_s(),
             "peak_bytes": self.peak()[0],
+            "gradient_bytes": self.gradient_bytes,
         }
 
     def restore(self, state: dict[str, Any], step: int) -> None:
@@ -148,6 +157,7 @@ class Recorder:
         self._elapsed_before_s = state["elapsed_s"]
         self._session_started = time.perf_counter()
         self._peak_before = state["peak_bytes"]
+        self.gradient_bytes = state.get("gradient_bytes", 0)
         for name in (METRICS_NAME, RANKS_NAME):
             keep_steps_up_to(self.run_dir / name, step)
 

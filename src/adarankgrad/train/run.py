@@ -37,6 +37,7 @@ from adarankgrad.train.folder import (
 )
 from adarankgrad.train.measure import reset_peak_memory
 from adarankgrad.train.optimizers import (
+    accumulate_gradients,
     build_optimizer,
     group_parameters,
     projected_parameters,
@@ -175,7 +176,8 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
     meta_model = build_model(plan, config.seed, meta=True)
-    build_optimizer(group_parameters(meta_model, config), config)
+    optimizer = build_optimizer(group_parameters(meta_model, config), config)
+    accumulate_gradients(optimizer, meta_model, config)
     check_writable(run_dir)
     return _Run(config, run_dir, device, plan, tokenizer, checkpoint, display)
 
@@ -272,6 +274,7 @@ def _fit(run: _Run, model: Any, streams: TokenStreams, stop: StopRequest) -> Run
     config = run.config
     groups = group_parameters(model, config)
     optimizer = build_optimizer(groups, config)
+    accumulate_gradients(optimizer, model, config)
     sequences_per_step = config.batch_size * config.gradient_accumulation
     recorder = Recorder(
         run.run_dir,
@@ -362,7 +365,6 @@ def _summarize(run: _Run, trainer: RunTrainer) -> dict[str, Any]:
     sizes = recorder.sizes()
     peak_bytes, peak_source = recorder.peak()
     model: Any = trainer.model
-    weights = list(model.parameters())
     return {
         "optimizer": run.config.optimizer,
         "steps": trainer.state.global_step,
@@ -373,8 +375,8 @@ def _summarize(run: _Run, trainer: RunTrainer) -> dict[str, Any]:
         "state_bytes": sizes.state_bytes,
         "projected_state_bytes": sizes.projected_state_bytes,
         "adamw_projected_state_bytes": sizes.adamw_projected_state_bytes,
-        "weight_bytes": _num_bytes(weights),
-        "gradient_bytes": _num_bytes([weight for weight in weights if weight.requires_grad]),
+        "weight_bytes": sum(w.numel() * w.element_size() for w in model.parameters()),
+        "gradient_bytes": recorder.gradient_bytes,
         "peak_bytes": peak_bytes,
         "peak_bytes_source": peak_source,
         "mean_rank": sizes.mean_rank,
@@ -388,7 +390,3 @@ def _summarize(run: _Run, trainer: RunTrainer) -> dict[str, Any]:
             "plots": str(run.run_dir / "plots"),
         },
     }
-
-
-def _num_bytes(tensors: list[Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
             continue
         if name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value)):
             settings[name] = value
-        elif not _is_same(name, value, saved.get(name)):
+        elif not _is_same(name, value, saved.get(name, _default_of(name))):
             raise UserError(_contradiction(run_dir, name, value, saved))
     return settings
 
@@ -92,6 +92,12 @@ def resolve_device(name: str) -> torch.device:
 def _may_grow(saved: dict[str, Any], steps: Any) -> bool:
     is_more = isinstance(steps, int) and steps > saved.get("steps", steps)
     return is_more and saved.get("lr_schedule") == "constant"
+
+
+def _default_of(name: str) -> Any:
+    """What a run had that was saved before there was such a setting."""
+    default = FIELDS[name].default
+    return None if default is MISSING else default
 
 
 def _is_same(name: str, value: Any, saved: Any) -> bool:

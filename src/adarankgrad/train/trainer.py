@@ -85,6 +85,12 @@ class Flow(TrainerCallback):
         """Start the step's clock."""
         self.recorder.start_step()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure the gradients while they are there."""
+        self.recorder.measure_gradients()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
