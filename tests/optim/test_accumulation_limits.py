@@ -365,3 +365,15 @@ def test_one_of_several_processes_is_refused(one_process_group, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="one of 2 processes: .*before they are averaged"):
         build(in_backward=True)
+
+
+def test_a_broken_gradient_is_skipped_and_counted():
+    model, optimizer = build(in_backward=True)
+    train(model, optimizer, num_steps=3)
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    inputs, targets = batch(3)
+    loss_of(model, inputs * float("inf"), targets).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert_equal(dict(model.named_parameters()), before)
+    assert optimizer.report().num_skipped_steps == 1
