@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ def _plain_state_bytes(weight: Tensor, options: Group) -> int:
     return adam_state_bytes(weight.numel(), weight.element_size())
 
 
-def _adamw_workspace(weights: list[Tensor], device: str) -> int:
+def _adamw_workspace(weights: Sequence[Tensor], device: str) -> int:
     """The root of the second moments, once, or twice for one weight at a time."""
     sizes = [weight.numel() * weight.element_size() for weight in weights]
     return sum(sizes) if device == "cuda" else 2 * max(sizes, default=0)

@@ -53,4 +53,5 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 def _add_adapted(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     narrow = inputs[0].to(layer.adapter_down.dtype) @ layer.adapter_down
-    return output + (narrow @ layer.adapter_up).to(output.dtype)
+    added: Tensor = narrow @ layer.adapter_up
+    return output + added.to(output.dtype)

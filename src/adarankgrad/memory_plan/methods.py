@@ -86,7 +86,7 @@ def trace_model(config: TrainConfig, *, lora_rank: int | None = None) -> TracedM
     # Frozen weights need no float32 beside the bfloat16 that they are multiplied in.
     is_half = config.precision == "bfloat16" or (is_mixed and lora_rank is not None)
     if is_half:
-        model.to(torch.bfloat16)
+        model.to(torch.bfloat16)  # type: ignore[arg-type]
     with fake_tensors():
         materialize(model)
         if lora_rank is not None:

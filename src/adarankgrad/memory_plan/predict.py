@@ -65,11 +65,12 @@ class Training:
         """Predict one step with micro-batches of this many sequences."""
         backward = max(self._backward_peak(stage, batch_size) for stage in self.costs.stages)
         step = max(self._step_peak(stage) for stage in self.costs.stages)
-        dense = max((gradient.num_bytes for gradient in self.trace.gradients), default=0)
+        projected = self.costs.backward_workspace
+        dense = max((g.num_bytes for g in self.trace.gradients if g.name in projected), default=0)
         largest = max(self._final_gradients(stage) for stage in self.costs.stages)
         return Prediction(
             weights=self.weight_bytes,
-            gradients=largest + (dense if self.costs.backward_workspace else 0),
+            gradients=largest + dense,
             state=max(max(stage.state, stage.state_in_step) for stage in self.costs.stages),
             activations=int(self.trace.live(batch_size).max()),
             workspace=self.costs.step_workspace,

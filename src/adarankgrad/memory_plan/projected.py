@@ -220,7 +220,7 @@ class _Workspace:
 
     def _elements(self, num_elements: int) -> int:
         width = torch.promote_types(self.dtype, torch.float32).itemsize
-        return self.layout.num_matrices * num_elements * width
+        return int(self.layout.num_matrices * num_elements * width)
 
 
 @functools.cache
@@ -234,4 +234,4 @@ def residual_bytes(
         coords = torch.empty(num_matrices, rank, num_cols)
         with LiveBytes([grad, basis, coords]) as counter:
             stateless_residual(kind, grad, basis, coords)
-    return counter.peak
+    return int(counter.peak)

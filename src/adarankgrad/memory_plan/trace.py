@@ -8,6 +8,7 @@ Nothing is computed, and each storage's size is counted from its birth to its de
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ class Trace:
         return self.constant + batch_size * self.per_sequence
 
 
-class _BytesOverTime(LiveBytes):
+class _BytesOverTime(LiveBytes):  # type: ignore[no-untyped-call]
     """Keeps what is alive after every change, apart by what the batch multiplies."""
 
     def __init__(self, known: Iterator[Tensor]) -> None:
@@ -91,7 +92,7 @@ def fake_tensors() -> Iterator[None]:
 
 def materialize(model: PreTrainedModel) -> None:
     """Turn a model on the meta device into a fake one on the CPU, within `fake_tensors`."""
-    model.to_empty(device=torch.device("cpu"))  # type: ignore[call-arg]
+    model.to_empty(device=torch.device("cpu"))
     model.tie_weights()
     model.config.use_cache = False
     model.train()
@@ -123,7 +124,9 @@ def trace_training(model: nn.Module, seq_len: int, *, is_mixed: bool = False) ->
         weight.grad = None
 
     handles = [
-        weight.register_post_accumulate_grad_hook(lambda w, name=name: note(name, w))
+        weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            functools.partial(note, name)
+        )
         for name, weight in model.named_parameters()
         if weight.requires_grad
     ]
