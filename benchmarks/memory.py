@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from allocations import peak_bytes
-from harness import finish, print_table
 
 from adarankgrad.memory_plan.costs import Costs, adamw_costs, subspace_costs
 from adarankgrad.memory_plan.methods import TracedModel, trace_model
 from adarankgrad.memory_plan.predict import Prediction, Training
+from adarankgrad.optim import param_groups
 from adarankgrad.optim.projected_grad import ProjectedGrad
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.optimizers import build_optimizer, group_parameters, held_bytes
 from adarankgrad.train.presets import build_model, plan_model
+from allocations import peak_bytes
+from harness import finish, print_table
 
 NUM_STEPS = 5
 SEQ_LEN = 256
@@ -48,7 +49,16 @@ BERT = {
     "vocab_size": 16000,
     "max_position_embeddings": 512,
 }
-CONFIGS = {"gpt2-17m": GPT2, "bert-13m": BERT}
+WIDE_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2736,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "vocab_size": 8192,
+    "max_position_embeddings": 512,
+}
+CONFIGS = {"gpt2-17m": GPT2, "bert-13m": BERT, "wide-42m": WIDE_LLAMA}
 MODELS = {  # name: sequences of a batch
     "small-llama": 8,
     "9m": 4,
@@ -56,8 +66,9 @@ MODELS = {  # name: sequences of a batch
     "35m": 2,
     "gpt2-17m": 4,
     "bert-13m": 4,
+    "wide-42m": 2,
 }
-PRECISIONS = {"20m": ("float32", "bfloat16")}
+PRECISIONS = {"20m": ("float32", "bfloat16"), "wide-42m": ("bfloat16",)}
 EVERY_OTHER_STEP = {"refresh_max_gap": 2}
 
 
@@ -69,11 +80,15 @@ class Method:
         optimizer: As for ``adarankgrad train``.
         arguments: Of the optimizer.
         accumulates: Whether gradients are projected in the backward pass.
+        max_rank: Ceiling of the ranks; None is the optimizer's own.
+        include: Which weights to project; None leaves embeddings and head to AdamW.
     """
 
     optimizer: str
     arguments: dict[str, Any]
     accumulates: bool = False
+    max_rank: int | None = None
+    include: str | None = None
 
 
 METHODS = {
@@ -85,6 +100,13 @@ METHODS = {
     ),
     "adarankgrad, in backward": Method(
         "adarankgrad", {**EVERY_OTHER_STEP, "basis": "sketched"}, accumulates=True
+    ),
+    "adarankgrad, in backward, all matrices at rank 16": Method(
+        "adarankgrad",
+        {**EVERY_OTHER_STEP, "basis": "sketched", "residual": "normalized"},
+        accumulates=True,
+        max_rank=16,
+        include="weight",
     ),
 }
 
@@ -142,7 +164,7 @@ def _rows_of(
             method = METHODS[name]
             asked = replace(config, optimizer=method.optimizer, optimizer_args=method.arguments)
             if method.optimizer == "adarankgrad":
-                asked = replace(asked, energy=1.0)
+                asked = replace(asked, energy=1.0, max_rank=method.max_rank)
             predicted = predict(asked, method, traced, device)
             measured = measure(asked, method, device)
             rows.append(
@@ -174,7 +196,7 @@ def predict(
     if method.optimizer == "adamw":
         costs = adamw_costs(traced.model, device.type)
     else:
-        optimizer = build_optimizer(group_parameters(traced.model, config), config)
+        optimizer = _optimizer_of(traced.model, config, method)
         costs = subspace_costs(optimizer, device.type, accumulates=method.accumulates)
     return Training(traced.weight_bytes, traced.traces[0], costs).predict(config.batch_size)
 
@@ -186,7 +208,7 @@ def measure(config: TrainConfig, method: Method, device: torch.device) -> dict[s
         model.to(torch.bfloat16)
     model.train()
     model.config.use_cache = False
-    optimizer: Any = build_optimizer(group_parameters(model, config), config)
+    optimizer: Any = _optimizer_of(model, config, method)
     if method.accumulates:
         optimizer.accumulate_in_backward(model, num_micro_batches=1)
     tokens = torch.randint(
@@ -207,6 +229,12 @@ def measure(config: TrainConfig, method: Method, device: torch.device) -> dict[s
     tensors = [*model.parameters(), *model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return {**most, "peak": weights + beyond}
+
+
+def _optimizer_of(model: torch.nn.Module, config: TrainConfig, method: Method) -> Any:
+    if method.include is None:
+        return build_optimizer(group_parameters(model, config), config)
+    return build_optimizer(param_groups(model, include=method.include), config)
 
 
 def _gradient_bytes(model: torch.nn.Module, optimizer: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarankgrad.core.memory import adam_state_bytes, quantized_adam_state_bytes
-from adarankgrad.memory_plan.projected import ProjectedCost, projected_costs
+from adarankgrad.memory_plan.projected import ProjectedCost, correction_of, projected_costs
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.report import named_parameters
 
@@ -83,33 +83,25 @@ def subspace_costs(
     )
     workspaces = [_adamw_workspace(weights, device) for _, weights in plain_groups]
     return Costs(
-        _stages(projected.values(), projected, plain_state, accumulates),
+        _stages(projected, plain_state, accumulates),
         max([*workspaces, *(cost.step_workspace for cost in projected.values())], default=0),
         {name: cost.backward_workspace for name, cost in projected.items()} if accumulates else {},
     )
 
 
 def _stages(
-    costs: Iterable[ProjectedCost],
-    projected: Mapping[str, ProjectedCost],
-    plain_state: int,
-    accumulates: bool,
+    projected: Mapping[str, ProjectedCost], plain_state: int, accumulates: bool
 ) -> tuple[Stage, ...]:
-    """Without accumulation all steps hold the same; with it, a refresh holds more."""
-    costs = list(costs)
-    state = plain_state + sum(cost.state for cost in costs)
+    """Without accumulation all steps hold the same; with it, those of a refresh hold the most.
+
+    All weights find their first basis at the same steps, staggered or not.
+    """
+    state = plain_state + sum(cost.state for cost in projected.values())
     if not accumulates:
         return (Stage({}, state, state),)
-    sketches = sum(cost.sketch for cost in costs)
-    between = {name: cost.held for name, cost in projected.items()}
-    refreshing = {name: cost.held_at_refresh for name, cost in projected.items()}
+    sketches = sum(cost.sketch for cost in projected.values())
     sketching = {name: cost.held_at_sketch for name, cost in projected.items()}
-    if all(cost.is_staggered for cost in costs):
-        # Only the first basis is found by all weights at once, before they have moments.
-        return (
-            Stage(between, state, state),
-            Stage(refreshing, plain_state + sketches, state),
-        )
+    refreshing = {name: cost.held_at_refresh for name, cost in projected.items()}
     return (Stage(sketching, state, state + sketches), Stage(refreshing, state + sketches, state))
 
 
@@ -126,10 +118,11 @@ def _plain_groups(
 def _plain_state_bytes(weight: Tensor, options: Group) -> int:
     stored = options.get("state_dtype", "float32")
     if stored == "int8":
-        return quantized_adam_state_bytes(weight.numel())
-    if stored == "bfloat16":
-        return adam_state_bytes(weight.numel(), 2)
-    return adam_state_bytes(weight.numel(), weight.element_size())
+        moments = quantized_adam_state_bytes(weight.numel())
+    else:  # torch's own keep the weight's dtype
+        width = 2 if stored == "bfloat16" else weight.element_size()
+        moments = adam_state_bytes(weight.numel(), width)
+    return moments + correction_of(weight, options)
 
 
 def _adamw_workspace(weights: Sequence[Tensor], device: str) -> int:

@@ -36,24 +36,20 @@ class ProjectedCost:
     """Bytes of one projected weight, but for the weight itself.
 
     Attributes:
-        state: Basis, moments, and the correction term where there is one.
+        state: Basis, moments, and the correction of the weight where there is one.
         sketch: What a sketched basis keeps from one step to the next to be found.
-        held: Its gradient in measurements, between backward and step.
-        held_at_sketch: The same at the step before a refresh.
+        held_at_sketch: Its gradient in measurements, at the step before a refresh.
         held_at_refresh: The same at the step of a refresh.
         step_workspace: Temporaries of its step, refreshes included.
         backward_workspace: Temporaries when its gradient is projected in the backward pass.
-        is_staggered: Whether it is refreshed at another step than most.
     """
 
     state: int
     sketch: int
-    held: int
     held_at_sketch: int
     held_at_refresh: int
     step_workspace: int
     backward_workspace: int
-    is_staggered: bool
 
 
 def projected_costs(
@@ -114,19 +110,22 @@ def _cost(
         state_dtype=options.get("state_dtype", "float32"),
         basis_dtype=options.get("basis_dtype", "float32"),
     )
-    if options.get("weight_rounding") == "corrected":
-        state += correction_bytes(weight.numel())
+    state += correction_of(weight, options)
     space = _Workspace(layout, rank, num_columns, ceiling, weight.dtype, device, options)
     return ProjectedCost(
         state=state,
         sketch=layout.num_matrices * layout.num_rows * num_columns * width,
-        held=held(rank),
         held_at_sketch=held(rank, num_columns=num_columns),
         held_at_refresh=held(num_columns, owns_basis=True),
         step_workspace=space.of_projected_step() if accumulates else space.of_step(),
         backward_workspace=space.in_backward(),
-        is_staggered=options["stagger"],
     )
+
+
+def correction_of(weight: Tensor, options: Options) -> int:
+    """Bytes of the correction that makes a bfloat16 weight exact, where it is asked for."""
+    is_corrected = options.get("weight_rounding") == "corrected" and weight.element_size() == 2
+    return correction_bytes(weight.numel()) if is_corrected else 0
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,8 @@ class _Workspace:
 
     def _rounded(self) -> int:
         """A weight's float32 copy and the random bits that it is rounded by."""
-        if self.options.get("weight_rounding", "nearest") == "nearest":
+        is_exact = self.options.get("weight_rounding", "nearest") == "nearest"
+        if is_exact or self.dtype.itemsize >= 4:
             return 0
         return self._elements(2 * self.layout.num_rows * self.layout.num_cols)
 
