@@ -1,10 +1,10 @@
 """Memory of a training step: predicted by ``adarankgrad plan``, and measured.
 
-    .venv/bin/python benchmarks/memory.py                       # all models, about ten minutes
+    .venv/bin/python benchmarks/memory.py                       # all models, about five minutes
     .venv/bin/python benchmarks/memory.py --models small-llama  # one of them
 
 Random weights and tokens; the machine's CUDA device, else the CPU. Ranks are held at their
-ceiling (energy 1) and refreshed every other step, so that one of the five steps holds the most.
+ceiling (energy 1) and refreshed every other step, so that one of the four steps holds the most.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from adarankgrad.train.presets import build_model, plan_model
 from allocations import peak_bytes
 from harness import finish, print_table
 
-NUM_STEPS = 5
-SEQ_LEN = 256
+NUM_STEPS = 4
+SEQ_LEN = 128
 GPT2 = {
     "model_type": "gpt2",
     "n_embd": 256,
     "n_layer": 6,
     "n_head": 8,
-    "vocab_size": 16000,
+    "vocab_size": 4000,
     "n_positions": 512,
 }
 BERT = {
@@ -46,7 +46,7 @@ BERT = {
     "intermediate_size": 1024,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,
-    "vocab_size": 16000,
+    "vocab_size": 4000,
     "max_position_embeddings": 512,
 }
 WIDE_LLAMA = {
@@ -58,14 +58,12 @@ WIDE_LLAMA = {
     "vocab_size": 8192,
     "max_position_embeddings": 512,
 }
-CONFIGS = {"gpt2-17m": GPT2, "bert-13m": BERT, "wide-42m": WIDE_LLAMA}
+CONFIGS = {"gpt2-6m": GPT2, "bert-6m": BERT, "wide-42m": WIDE_LLAMA}
 MODELS = {  # name: sequences of a batch
     "small-llama": 8,
-    "9m": 4,
     "20m": 4,
-    "35m": 2,
-    "gpt2-17m": 4,
-    "bert-13m": 4,
+    "gpt2-6m": 4,
+    "bert-6m": 4,
     "wide-42m": 2,
 }
 PRECISIONS = {"20m": ("float32", "bfloat16"), "wide-42m": ("bfloat16",)}

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -37,11 +36,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        result = self.run(func, args, kwargs or {})
+        leaves = [result] if isinstance(result, Tensor) else result
+        for leaf in leaves if isinstance(leaves, list | tuple) else ():
             if isinstance(leaf, Tensor) and _address(leaf) not in self._sizes:
                 self._add(leaf)
         return result
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator."""
+        return func(*args, **kwargs)
 
     def change(self, num_bytes: int) -> None:
         """Count a storage that is born, or with a minus one that has died."""

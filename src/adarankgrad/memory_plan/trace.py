@@ -74,6 +74,15 @@ class _BytesOverTime(LiveBytes):  # type: ignore[no-untyped-call]
         self._alive = [0, 0]
         self.moments: list[tuple[int, int]] = []
 
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator; the fake attention lays its result out as its query, no kernel does."""
+        result = func(*args, **kwargs)
+        if func is not torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            return result
+        attention, *rest = result
+        batch, heads, length, width = attention.shape
+        return attention.new_empty(batch, length, heads, width).transpose(1, 2), *rest
+
     def change(self, num_bytes: int) -> None:
         """Count a storage, and note what is alive now."""
         grows_with_batch = num_bytes % _NUM_SEQUENCES == 0
@@ -106,6 +115,26 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     (enable or model.gradient_checkpointing_enable)(arguments)
 
 
+@contextlib.contextmanager
+def _unpacked_sequences() -> Iterator[None]:
+    """Keep transformers from building masks because it cannot see whether sequences are packed.
+
+    It reads that from the positions' values, which fake ones do not have.
+    """
+    from transformers import masking_utils
+
+    finder = "find_packed_sequence_indices"
+    original = getattr(masking_utils, finder, None)
+    if original is None:
+        yield
+        return
+    setattr(masking_utils, finder, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, finder, original)
+
+
 def trace_training(model: nn.Module, seq_len: int, *, is_mixed: bool = False) -> Trace:
     """Trace the loss of a causal language model and its backward pass.
 
@@ -130,7 +159,7 @@ def trace_training(model: nn.Module, seq_len: int, *, is_mixed: bool = False) ->
         for name, weight in model.named_parameters()
         if weight.requires_grad
     ]
-    with counter:
+    with counter, _unpacked_sequences():
         tokens = torch.zeros(_NUM_SEQUENCES, seq_len, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             loss = model(input_ids=tokens, labels=tokens).loss
