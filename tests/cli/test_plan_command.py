@@ -5,6 +5,8 @@ import json
 import pytest
 from train_inputs import call, write_inputs
 
+from adarankgrad.train.config import TrainConfig
+
 LLAMA_8B = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -67,23 +69,33 @@ def test_it_says_what_fits_and_which_batch_would(folder, capfd):
 def test_arguments_of_the_optimizer_are_those_of_training(folder, capfd):
     flags = ("--model", "tiny/config.json", "--seq", "16")
     free, _ = plan(capfd, *flags)
-    held, table = plan(capfd, *flags, "--optimizer-args", "memory_budget='8KiB'")
+    held, table = plan(capfd, *flags, "--optimizer-args", "memory_budget='32KiB'")
     ours = [row for row in held["rows"] if row["method"] == "adarankgrad"]
     assert ours[0]["state_bytes"] < free["rows"][-8]["state_bytes"]
     assert held["rank"] == "memory_budget"
     assert "Ranks are taken at their memory budget." in table
 
 
-def test_a_model_of_eight_billion_weights_is_planned_without_them(folder, capfd):
-    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
-    result, _ = plan(
-        capfd, "--model", "config.json", "--seq", "2048", "--batch", "1", "--precision", "bfloat16"
-    )
+def test_a_model_of_eight_billion_weights_is_predicted_without_them(tmp_path):
+    from adarankgrad.memory_plan.costs import adamw_costs
+    from adarankgrad.memory_plan.methods import trace_model
+    from adarankgrad.memory_plan.predict import Training
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    model = str(tmp_path / "config.json")
+    config = TrainConfig(data="-", output="-", model=model, seq_len=2048, precision="bfloat16")
+    traced = trace_model(config)
     # 2·128256·4096 + 32·(2·4096² + 2·4096·1024 + 3·4096·14336 + 2·4096) + 4096.
-    assert result["num_weights"] == 8_030_261_248
-    weights = {row["weights_bytes"] for row in result["rows"] if row["method"] == "AdamW"}
+    num_weights = 8_030_261_248
     # Beside the weights only the 64 frequencies of the rotary embedding, twice.
-    assert weights == {2 * 8_030_261_248 + 2 * 64 * 2}
+    assert traced.weight_bytes == 2 * num_weights + 2 * 64 * 2
+    adamw = Training(traced.weight_bytes, traced.traces[0], adamw_costs(traced.model, "cpu"))
+    predicted = adamw.predict(1)
+    assert predicted.state == 4 * num_weights
+    assert predicted.gradients == 2 * num_weights
+    # The residual stream of 32 checkpoints and the logits thrice are less than all activations.
+    checkpointed = traced.traces[1].live(1).max()
+    assert 32 * 2048 * 4096 * 2 < checkpointed < predicted.activations
 
 
 @pytest.mark.parametrize(
