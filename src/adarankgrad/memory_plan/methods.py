@@ -121,7 +121,7 @@ def methods_of(request: PlanRequest) -> list[Method]:
         Method(f"LoRA r={LORA_RANK}", (), adapted, adamw_costs(adapted.model, request.device)),
     ]
     if config.optimizer != "galore":
-        # At the same share of the short side as the requested optimizer's ceiling, by default.
+        # The arguments are of the requested optimizer.
         plain = replace(config, optimizer_args={}, max_rank=None, min_rank=None, energy=None)
         methods += _of_optimizer(replace(plain, optimizer="galore"), full, request.device)
     return methods + _of_optimizer(_subspace_config(config), full, request.device)
