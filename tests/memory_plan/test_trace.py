@@ -67,9 +67,9 @@ def measured_peak(kind, batch_size, prepare=lambda model: None, *, is_mixed=Fals
     return counter.peak
 
 
-# Fake attention lays its result out otherwise, which costs one copy of a block's width a layer: of
-# the dozen activations that a block of this size keeps, and logits beside them, 3 % at most.
-ONE_COPY = 0.03
+# The same operators run, but that a real pass of LLaMA keeps 8 bytes a token from looking whether
+# sequences are packed, where the activations of these small models take more than 4 kB: 0.2 %.
+ONE_TABLE = 0.002
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -77,14 +77,14 @@ def test_the_peak_is_that_of_a_real_pass_at_any_batch(kind):
     trace = traced(kind)
     for batch_size in (2, 5):
         expected = measured_peak(kind, batch_size)
-        assert trace.live(batch_size).max() == pytest.approx(expected, rel=ONE_COPY)
+        assert trace.live(batch_size).max() == pytest.approx(expected, rel=ONE_TABLE)
 
 
 def test_checkpointed_and_mixed_passes_are_traced_as_they_run():
     for options in ({}, {"is_mixed": True}):
         trace = traced("llama", checkpoint_activations, **options)
         expected = measured_peak("llama", 4, checkpoint_activations, **options)
-        assert trace.live(4).max() == pytest.approx(expected, rel=ONE_COPY)
+        assert trace.live(4).max() == pytest.approx(expected, rel=ONE_TABLE)
         assert trace.live(4).max() < traced("llama", **options).live(4).max()
 
 
@@ -93,7 +93,7 @@ def test_adapters_hold_less_than_the_weights_they_replace():
         add_adapters(model, 2, torch.float32)
 
     trace = traced("llama", adapt)
-    assert trace.live(4).max() == pytest.approx(measured_peak("llama", 4, adapt), rel=ONE_COPY)
+    assert trace.live(4).max() == pytest.approx(measured_peak("llama", 4, adapt), rel=ONE_TABLE)
     assert trace.live(4).max() < traced("llama").live(4).max()
     # Seven linear layers in each of three blocks.
     assert len(trace.gradients) == 2 * 7 * 3
