@@ -23,7 +23,8 @@ ALLOWED_LAYERS = {
     "train": {"core", *METHODS},
     "integrations": {"core", *METHODS},
     "compare": {"train"},
-    "cli": {"train", "compare"},
+    "memory_plan": {"core", "optim", "train"},
+    "cli": {"train", "compare", "memory_plan"},
     "root": {"core", "optim"},
 }
 # Layers that a user gets with `pip install adarankgrad`, without the extra.

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adarankgrad import AdaRankGrad
-from adarankgrad.core.memory import adam_state_bytes, projected_state_bytes
+from adarankgrad.core.memory import (
+    adam_state_bytes,
+    projected_gradient_bytes,
+    projected_state_bytes,
+    quantized_adam_state_bytes,
+    stored_bytes,
+)
 from adarankgrad.core.projection import SIDES, layout_of
 
 from .matrices import few_examples
@@ -82,3 +88,33 @@ def test_adam_bytes_equal_what_torch_holds(dtype):
     state = optimizer.state[weight]
     held = sum(state[key].untyped_storage().nbytes() for key in ("exp_avg", "exp_avg_sq"))
     assert held == adam_state_bytes(35, weight.element_size())
+
+
+def test_eight_bits_are_a_byte_an_element_and_a_scale_for_each_block_of_a_row():
+    """Three rows of 300: 300 bytes and two scales each."""
+    assert stored_bytes(3, 300, "int8") == 3 * (300 + 2 * 4)
+    assert stored_bytes(3, 300, "bfloat16") == 1800
+    assert stored_bytes(3, 300) == 3600
+    assert stored_bytes(3, 300, bytes_per_element=8) == 7200
+    with pytest.raises(ValueError, match="float32, bfloat16, int8, got 'int4'"):
+        stored_bytes(3, 300, "int4")
+
+
+def test_small_state_by_hand():
+    """Rank 4 of 100x10: basis (10, 4), moments (4, 100), and ``seen``, which stays float32."""
+    layout = layout_of(torch.Size((100, 10)))
+    small = projected_state_bytes(layout, 4, state_dtype="int8", basis_dtype="bfloat16")
+    assert small == 10 * 4 * 2 + 2 * 4 * (100 + 4) + 4 * 4
+
+
+def test_bitsandbytes_keeps_small_weights_in_float32():
+    assert quantized_adam_state_bytes(4095) == 8 * 4095
+    assert quantized_adam_state_bytes(4096) == 2 * (4096 + 4 * 16)
+
+
+def test_a_gradient_in_measurements_by_hand():
+    """Rank 4 of 100x10, 8 probes: 12·100 measured and 8·10 probes; 5 columns are 5·(10 + 100)."""
+    layout = layout_of(torch.Size((100, 10)))
+    assert projected_gradient_bytes(layout, 4) == (1200 + 80) * 4
+    assert projected_gradient_bytes(layout, 4, num_columns=5) == (1200 + 80 + 550) * 4
+    assert projected_gradient_bytes(layout, 4, owns_basis=True) == (1200 + 80 + 40) * 4

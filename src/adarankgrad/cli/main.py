@@ -18,6 +18,7 @@ _COMMANDS = (
     ("adarankgrad.cli.train", "train"),
     ("adarankgrad.cli.compare", "compare"),
     ("adarankgrad.cli.tune", "tune"),
+    ("adarankgrad.cli.plan", "plan"),
     ("adarankgrad.cli.demo", "demo"),
 )
 

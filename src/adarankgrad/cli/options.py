@@ -20,8 +20,8 @@ _METAVARS = {
 }
 
 
-def option_for(name: str) -> inspect.Parameter:
-    """Make the flag of one setting."""
+def option_for(name: str, short_flag: str | None = None) -> inspect.Parameter:
+    """Make the flag of one setting, and another spelling of it if one is given."""
     spec = FIELDS[name]
     kind = spec.metadata["kind"]
     if kind == "bool":
@@ -32,6 +32,7 @@ def option_for(name: str) -> inspect.Parameter:
         else (f"  [default: {spec.default}]")
     )
     option = typer.Option(
+        *([short_flag] if short_flag else []),
         f"--{name.replace('_', '-')}",
         help=spec.metadata["help"] + default,
         show_default=False,

@@ -1,12 +1,54 @@
-"""Arithmetic of optimizer state, before anything is allocated."""
+"""Arithmetic of optimizer memory, before anything is allocated."""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+from .measurement import NUM_PROBES
 from .projection import Layout
+
+StoredDtype = Literal["float32", "bfloat16", "int8"]
+STORED_DTYPES: tuple[str, ...] = get_args(StoredDtype)
+
+BLOCK_SIZE = 256
+"""Elements along a row that share one float32 scale in 8 bits."""
+
+_SCALE_BYTES = 4
+_SMALLEST_QUANTIZED = 4096
+"""bitsandbytes keeps the moments of smaller weights in float32."""
+
+
+def stored_bytes(
+    num_rows: int, num_cols: int, stored: str = "float32", bytes_per_element: int = 4
+) -> int:
+    """Bytes of a matrix that is kept in a dtype.
+
+    Args:
+        num_rows: at least 0.
+        num_cols: at least 0; in 8 bits every `BLOCK_SIZE` elements of a row have one float32 scale.
+        stored: one of `STORED_DTYPES`.
+        bytes_per_element: of ``float32``; 8 where state is float64 instead.
+
+    Raises:
+        ValueError: if ``stored`` is unknown.
+    """
+    if stored == "float32":
+        return num_rows * num_cols * bytes_per_element
+    if stored == "bfloat16":
+        return num_rows * num_cols * 2
+    if stored == "int8":
+        return num_rows * (num_cols + _SCALE_BYTES * -(-num_cols // BLOCK_SIZE))
+    raise ValueError(f"state must be kept in one of {', '.join(STORED_DTYPES)}, got {stored!r}")
 
 
 def projected_state_bytes(
-    layout: Layout, rank: int, bytes_per_element: int = 4, *, num_moments: int = 2
+    layout: Layout,
+    rank: int,
+    bytes_per_element: int = 4,
+    *,
+    num_moments: int = 2,
+    state_dtype: str = "float32",
+    basis_dtype: str = "float32",
 ) -> int:
     """Bytes of a basis and the moments in it: m·r + 2·r·n + r elements a matrix for Adam.
 
@@ -15,9 +57,13 @@ def projected_state_bytes(
         rank: r, columns of the basis, at least 0.
         bytes_per_element: 4 for float32 state, 8 for float64.
         num_moments: 2, or 1 for an update without second moment.
+        state_dtype: what the moments are kept in, one of `STORED_DTYPES`.
+        basis_dtype: the same for the basis, whose columns are its rows in 8 bits.
     """
-    elements = rank * (layout.num_rows + num_moments * layout.num_cols + 1)
-    return layout.num_matrices * elements * bytes_per_element
+    basis = stored_bytes(rank, layout.num_rows, basis_dtype, bytes_per_element)
+    moment = stored_bytes(rank, layout.num_cols, state_dtype, bytes_per_element)
+    seen = rank * bytes_per_element
+    return layout.num_matrices * (basis + num_moments * moment + seen)
 
 
 def adam_state_bytes(num_weights: int, bytes_per_element: int = 4) -> int:
@@ -28,3 +74,56 @@ def adam_state_bytes(num_weights: int, bytes_per_element: int = 4) -> int:
         bytes_per_element: torch keeps Adam's moments in the weight's dtype: 4, or 2 in bfloat16.
     """
     return 2 * num_weights * bytes_per_element
+
+
+def quantized_adam_state_bytes(num_weights: int) -> int:
+    """Bytes of the two moments of bitsandbytes' 8-bit Adam: a weight is one row of blocks.
+
+    Args:
+        num_weights: elements of the weight; below 4096 they are float32.
+    """
+    is_small = num_weights < _SMALLEST_QUANTIZED
+    return 2 * stored_bytes(1, num_weights, "float32" if is_small else "int8")
+
+
+def projected_gradient_bytes(
+    layout: Layout,
+    num_directions: int,
+    *,
+    num_columns: int = 0,
+    owns_basis: bool = False,
+    bytes_per_element: int = 4,
+) -> int:
+    """Bytes of a gradient held in measurements (`core.measurement`), with what they are of.
+
+    (k + s)·n measurements of k directions and s probes, and the probes themselves, m·s. A sketch
+    for the next basis adds p·(m + n), and at the step that finds a basis the k directions of its
+    range are not the state's: m·k more.
+
+    Args:
+        layout: how the weight is projected.
+        num_directions: k.
+        num_columns: p, at steps after which the basis is replaced.
+        owns_basis: whether the directions are the gradient's own.
+        bytes_per_element: 4 for float32 state, 8 for float64.
+    """
+    m, n = layout.num_rows, layout.num_cols
+    elements = (num_directions + NUM_PROBES) * n + NUM_PROBES * m + num_columns * (m + n)
+    if owns_basis:
+        elements += num_directions * m
+    return layout.num_matrices * elements * bytes_per_element
+
+
+def exact_svd_bytes(layout: Layout) -> int:
+    """Bytes that a full singular value decomposition of one gradient needs beside it, in float32.
+
+    A copy of the matrix, its factors, and LAPACK's workspace (divide and conquer), which is about
+    four squares of the short side. Stacked matrices are decomposed together.
+    """
+    short, long = sorted((layout.num_rows, layout.num_cols))
+    return 4 * layout.num_matrices * (2 * long * short + short * short) + 4 * 4 * short * short
+
+
+def correction_bytes(num_weights: int) -> int:
+    """Bytes of the 8-bit corrections that make bfloat16 weights exact to 24 bits."""
+    return num_weights

@@ -1,0 +1,136 @@
+"""State, gradients and temporaries: predicted, and held by real optimizers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adarankgrad import AdaRankGrad, GaLore, OrthogonalizedSGD, param_groups
+from adarankgrad.memory_plan.costs import adamw_costs, quantized_adamw_costs, subspace_costs
+from adarankgrad.memory_plan.live_bytes import LiveBytes
+from adarankgrad.optim.projected_grad import ProjectedGrad
+from adarankgrad.train.optimizers import held_bytes
+
+EVERY_STEP = {"energy": 1.0, "refresh_max_gap": 1}
+
+
+def make_model(dtype=torch.float32):
+    return nn.Sequential(nn.Linear(96, 256), nn.ReLU(), nn.Linear(256, 128), nn.LayerNorm(128)).to(
+        dtype
+    )
+
+
+def train(model, optimizer, num_steps=3):
+    """Run some steps; return the most that the last held besides what it began with."""
+    dtype = next(model.parameters()).dtype
+    highest = 0
+    with LiveBytes(model.parameters()) as counter:
+        for _ in range(num_steps):
+            model(torch.randn(200, 96, dtype=dtype)).square().mean().backward()
+            counter.peak = before = counter.live
+            optimizer.step()
+            highest = counter.peak - before
+            optimizer.zero_grad()
+    return highest
+
+
+def state_bytes(optimizer):
+    return sum(held_bytes(state) for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_of_adamw_is_exact(dtype):
+    model = make_model(dtype)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer)
+    assert adamw_costs(model, "cpu").stages[0].state == state_bytes(optimizer)
+
+
+def test_adamw_on_cuda_takes_the_root_of_all_second_moments_at_once():
+    model = make_model()
+    assert adamw_costs(model, "cuda").step_workspace == 4 * sum(
+        weight.numel() for weight in model.parameters()
+    )
+
+
+def test_eight_bit_moments_by_hand():
+    """2·(5120 + 4·20) for one matrix of 64x80, and 2·80·4 for its small bias."""
+    costs = quantized_adamw_costs(nn.Linear(64, 80))
+    assert costs.stages[0].state == 2 * (5120 + 80) + 640
+
+
+OPTIMIZERS = {
+    "galore": lambda groups: GaLore(groups, refresh_every=1),
+    "adarankgrad": lambda groups: AdaRankGrad(groups, **EVERY_STEP),
+    "normalized": lambda groups: AdaRankGrad(groups, residual="normalized", **EVERY_STEP),
+    "none": lambda groups: AdaRankGrad(groups, residual="none", **EVERY_STEP),
+    "sgd": lambda groups: OrthogonalizedSGD(groups),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_state_of_ours_is_exact_at_the_ceiling(kind, dtype):
+    model = make_model(dtype)
+    optimizer = OPTIMIZERS[kind](param_groups(model))
+    expected = subspace_costs(optimizer, "cpu").stages[0].state
+    train(model, optimizer)
+    assert expected == state_bytes(optimizer)
+
+
+# Temporaries are bounded from formulas that leave out what is square in the rank and counters:
+# they are a part of the whole peak, of which 15 % may be missed.
+@pytest.mark.parametrize("kind", ["adarankgrad", "normalized", "none", "sgd"])
+def test_temporaries_of_a_step_are_those_of_the_largest_matrix(kind):
+    model = make_model()
+    optimizer = OPTIMIZERS[kind](param_groups(model))
+    expected = subspace_costs(optimizer, "cpu").step_workspace
+    assert expected == pytest.approx(train(model, optimizer), rel=0.15)
+
+
+def test_a_budget_bounds_the_predicted_state_as_it_bounds_the_real_one():
+    model = make_model()
+    budget = 60_000
+    plain = subspace_costs(AdaRankGrad(param_groups(model)), "cpu").stages[0].state
+    optimizer = AdaRankGrad(param_groups(model), memory_budget=budget)
+    state = subspace_costs(optimizer, "cpu").stages[0].state
+    unprojected = 2 * 4 * sum(weight.numel() for weight in model.parameters() if weight.dim() < 2)
+    assert budget - 4000 < state - unprojected <= budget < plain
+
+
+def test_gradients_held_in_projection_are_exact_at_both_steps_of_a_refresh():
+    model = make_model()
+    optimizer = AdaRankGrad(
+        param_groups(model), basis="sketched", energy=1.0, refresh_max_gap=2, residual="none"
+    )
+    sketching, refreshing = subspace_costs(optimizer, "cpu", accumulates=True).stages
+    optimizer.accumulate_in_backward(model)
+    held = []
+    for _ in range(4):
+        model(torch.randn(200, 96)).square().mean().backward()
+        held.append({name: projected_bytes(w, optimizer) for name, w in model.named_parameters()})
+        optimizer.step()
+        optimizer.zero_grad()
+    for stage, step in ((sketching, 2), (refreshing, 3)):
+        assert stage.held == {name: size for name, size in held[step].items() if size}
+
+
+def projected_bytes(weight, optimizer):
+    """What a gradient holds that the optimizer's state does not, 0 for a dense one."""
+    if not isinstance(weight.grad, ProjectedGrad):
+        return 0
+    basis, probes, columns = weight.grad.measurement
+    own = [] if basis is optimizer.state[weight]["basis"] else [basis]
+    parts = [*weight.grad.measured, probes, columns, *own]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def test_changed_options_are_planned_without_the_optimizer_knowing_them():
+    model = make_model(torch.bfloat16)
+    optimizer = AdaRankGrad(param_groups(model))
+    exact = subspace_costs(optimizer, "cpu").stages[0].state
+    small = subspace_costs(optimizer, "cpu", state_dtype="int8", basis_dtype="int8")
+    assert small.stages[0].state < 0.5 * exact
+    corrected = subspace_costs(optimizer, "cpu", weight_rounding="corrected").stages[0].state
+    assert corrected - exact == sum(weight.numel() for weight in model.parameters())
