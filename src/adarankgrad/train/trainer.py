@@ -20,10 +20,11 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from adarankgrad.train.checkpoints import checkpoint_path, remove_old
+from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, remove_old
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.presets import first_line
+from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.config import TrainConfig
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from adarankgrad.train.signals import StopRequest
 
 SESSION_NAME = "session.json"
+_FORMAT_VERSION = 1
+"""Of our files in a checkpoint; a higher one is of a newer adarankgrad."""
 _TRAINER_STATE_NAME = "trainer_state.json"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -189,8 +192,10 @@ class RunTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_rng_state(str(staging))
                 self.state.save_to_json(str(staging / _TRAINER_STATE_NAME))
-                session = json.dumps(self.recorder.state(), indent=1)
-                (staging / SESSION_NAME).write_text(session, encoding="utf-8")
+                (staging / CONFIG_NAME).write_text(self.run_config.to_toml(), encoding="utf-8")
+                session = {"format_version": _FORMAT_VERSION, "step": step}
+                session |= self.recorder.state()
+                (staging / SESSION_NAME).write_text(json.dumps(session, indent=1), "utf-8")
         except Exception as error:  # the libraries below raise many kinds for a full disk
             raise TrainingError(
                 f"could not save the checkpoint of step {step} ({first_line(error)}). "
@@ -199,9 +204,18 @@ class RunTrainer(Trainer):
         remove_old(self.run_dir, self.run_config.keep_checkpoints)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load tensors and plain values; objects, which could run code, end the resume."""
+        """Load tensors and plain values; objects, which could run code, end the resume.
+
+        Raises:
+            UserError: There are objects, or the state is not of this optimizer and model.
+        """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise UserError(
+                f"cannot resume {self.run_dir}: {checkpoint}/optimizer.pt does not fit "
+                f"({first_line(error)}). Start again with --overwrite."
+            ) from error
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"cannot resume {self.run_dir}: the state of {self.run_config.optimizer} holds "
@@ -216,9 +230,26 @@ class RunTrainer(Trainer):
         )
 
 
-def read_session(checkpoint: Path) -> dict[str, Any]:
-    """Read what the recorder saved in a checkpoint."""
-    return dict(json.loads((checkpoint / SESSION_NAME).read_text(encoding="utf-8")))
+def read_session(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read what the recorder saved in a checkpoint.
+
+    Raises:
+        UserError: It is of a newer version, or of another step than its folder's name says.
+    """
+    path = checkpoint.path / SESSION_NAME
+    session = dict(json.loads(path.read_text(encoding="utf-8")))
+    version, step = session.pop("format_version"), session.pop("step")
+    if version > _FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}, and this adarankgrad reads up to "
+            f"{_FORMAT_VERSION}: it was written by a newer one; update adarankgrad."
+        )
+    if step != checkpoint.step:
+        raise UserError(
+            f"{path} is of step {step}, not {checkpoint.step}: the folder was renamed; give it its "
+            "name back."
+        )
+    return session
 
 
 def _arguments_on(device: torch.device) -> type[TrainingArguments]:
