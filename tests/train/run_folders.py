@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch.utils._pytree import tree_flatten_with_path
 
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.files import read_jsonl
+from same_values import assert_same_values
 
 TIMES = ("elapsed_s", "tokens_per_second")
 
@@ -21,20 +21,6 @@ def rows(run_dir: Path | str, name: str = "metrics.jsonl") -> list[dict[str, Any
         {key: value for key, value in row.items() if key not in TIMES}
         for row in read_jsonl(Path(run_dir) / name)
     ]
-
-
-def assert_same_values(first: Any, second: Any) -> None:
-    """Compare nested containers of tensors and plain values, bit for bit."""
-    leaves, structure = tree_flatten_with_path(first)
-    others, other_structure = tree_flatten_with_path(second)
-    assert structure == other_structure
-    for (path, leaf), (_, other) in zip(leaves, others, strict=True):
-        assert type(leaf) is type(other), path
-        if isinstance(leaf, torch.Tensor):
-            assert leaf.dtype == other.dtype, path
-            assert torch.equal(leaf, other), path
-        else:
-            assert leaf == other, path
 
 
 def assert_same_run(first: Path | str, second: Path | str) -> None:

@@ -71,6 +71,14 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
     }
 
 
+def with_own_strides(tensor: Tensor) -> Tensor:
+    """A copy in row-major order, also of sides of one element, where ``contiguous()`` keeps any.
+
+    Not every way to save a tensor keeps strides, and the order of sums depends on them.
+    """
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
     """Tell whether a saved state is from `new_state`, at any rank, for a weight of this layout."""
     if "basis" not in state:

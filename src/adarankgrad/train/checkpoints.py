@@ -37,7 +37,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """List the checkpoints of a run, newest first, intact or not."""
-    folder = run_dir / CHECKPOINTS_FOLDER
+    return checkpoints_in(run_dir / CHECKPOINTS_FOLDER)
+
+
+def checkpoints_in(folder: Path) -> list[Checkpoint]:
+    """List the folders named checkpoint-STEP in a folder, newest first; none if it is missing."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)

@@ -77,12 +77,28 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        _write_manifest(staging)
-        _flush_folder(staging)
+        seal_folder(staging)
         _swap_in(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def seal_folder(folder: Path) -> None:
+    """Add a manifest (size and SHA-256 of every file) to a finished folder, and flush it to disk.
+
+    `find_fault` reads it.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    write_atomic(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1))
+    _flush_folder(folder)
 
 
 def restore_replaced(parent: Path) -> None:
@@ -131,18 +147,6 @@ def is_writable_target(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_manifest(folder: Path) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    write_atomic(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1))
 
 
 def _sha256(path: Path) -> str:

@@ -330,6 +330,9 @@ def _fit(run: _Run, model: Any, streams: TokenStreams, stop: StopRequest) -> Run
             f"{run.device} is out of memory: lower --batch-size (and raise "
             "--gradient-accumulation), or lower --seq-len."
         ) from error
+    except FloatingPointError as error:  # the optimizer's, where it is told to raise
+        what = str(error).partition(";")[0]
+        raise trainer.not_finite(what, trainer.state.global_step + 1) from error
     finally:
         run.display.stop()
         recorder.clock.remove()

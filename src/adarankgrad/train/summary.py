@@ -38,6 +38,7 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
         "gradient_bytes": _num_bytes([weight for weight in weights if weight.requires_grad]),
         "peak_bytes": peak_bytes,
         "peak_bytes_source": peak_source,
+        "skipped_steps": recorder.skipped_steps(),
         "mean_rank": sizes.mean_rank,
         "tokens_per_second": last["tokens"] / max(recorder.training_s, 1e-9),
         "optimizer_s": recorder.clock.seconds(),

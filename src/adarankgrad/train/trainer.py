@@ -81,11 +81,13 @@ class Flow(TrainerCallback):
         self.recorder = recorder
         self.display = display
         self.stop = stop
+        self._skipped_before = 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the step's clock."""
+        self._skipped_before = self.recorder.skipped_steps() or 0
         self.recorder.start_step()
 
     def on_step_end(
@@ -95,6 +97,12 @@ class Flow(TrainerCallback):
         step = state.global_step
         self.recorder.end_step()
         self.display.advance(step)
+        num_skipped = self.recorder.skipped_steps() or 0
+        if num_skipped > self._skipped_before:
+            self.display.say(
+                f"warning: skipped step {step}, whose gradients were not finite "
+                f"({num_skipped} skipped so far)"
+            )
         is_last = step >= self.config.steps
         control.should_log = is_last or step % self.config.log_every == 0
         control.should_evaluate = is_last or step % self.config.eval_every == 0
@@ -147,7 +155,7 @@ class RunTrainer(Trainer):
         loss = super().training_step(model, *inputs, **options)
         value = loss.item()
         if not math.isfinite(value):
-            raise self._not_finite(f"the loss became {value}", self.state.global_step + 1)
+            raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
         self.recorder.add_loss(value)
         return loss
 
@@ -166,11 +174,12 @@ class RunTrainer(Trainer):
             logs["loss"] = row["loss"]
             logs["tokens_per_second"] = row["tokens_per_second"]
             logs["optimizer_mib"] = row["state_bytes"] / 2**20
-            if row["mean_rank"] is not None:
-                logs["mean_rank"] = row["mean_rank"]
+            for name in ("mean_rank", "skipped_steps"):
+                if row[name] is not None:
+                    logs[name] = row[name]
         elif "eval_loss" in logs:
             if not math.isfinite(logs["eval_loss"]):
-                raise self._not_finite(f"the validation loss became {logs['eval_loss']}", step)
+                raise self.not_finite(f"the validation loss became {logs['eval_loss']}", step)
             self.display.show_evaluation(self.recorder.log_evaluation(step, logs["eval_loss"]))
         super().log(logs, start_time)
 
@@ -184,7 +193,7 @@ class RunTrainer(Trainer):
         step = self.state.global_step
         trained: Any = self.model
         if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters()):
-            raise self._not_finite("a weight became infinite or not a number", step)
+            raise self.not_finite("a weight became infinite or not a number", step)
         try:
             self.recorder.flush()
             with staged_folder(checkpoint_path(self.run_dir, step)) as staging:
@@ -223,7 +232,8 @@ class RunTrainer(Trainer):
                 "Start again with --overwrite."
             ) from error
 
-    def _not_finite(self, what: str, step: int) -> DivergedError:
+    def not_finite(self, what: str, step: int) -> DivergedError:
+        """Return the error that ends a run at a step, and says what to do."""
         return DivergedError(
             f"{what} at step {step}. Lower --lr, or give more "
             f"--warmup-steps; checkpoints up to here are kept in {self.run_dir / 'checkpoints'}."
