@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 _MARK = "basis"  # which the state of every projected weight has, and no other optimizer's
@@ -70,8 +70,8 @@ def _take_saved_keys_and_shapes(state_dict: dict[str, Any], metadata: Metadata) 
         for prefix in prefixes:
             _fill(holder, prefix, entries)
         if "" in prefixes:  # state by weight: of those that got no gradient, nothing was saved
-            weights = _find(state_dict, container[:-1])
-            for name in [name for name in weights or () if (*container[:-1], name) not in saved]:
+            weights = _find(state_dict, container[:-1]) or {}
+            for name in [name for name in weights if (*container[:-1], name) not in saved]:
                 del weights[name]
 
 

@@ -26,7 +26,7 @@ from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
 from .gradient_checks import (
     NamedGrad,
-    check_dense,
+    check_supported,
     clip_to,
     describe_broken,
     norms_of,
@@ -134,7 +134,7 @@ class SubspaceOptimizer(Optimizer):
             The closure's loss, or None without one.
 
         Raises:
-            ValueError: if a gradient is sparse.
+            ValueError: if a gradient is sparse, or of a dtype that cannot be trained in.
             FloatingPointError: with ``nonfinite="raise"``, if their norm is not finite. Nothing was
                 changed.
         """
@@ -260,7 +260,7 @@ class SubspaceOptimizer(Optimizer):
             if param.grad is not None
         ]
         for name, grad in grads:
-            check_dense(name, grad)
+            check_supported(name, grad)
         self._last_grad_norm = None
         max_norm, nonfinite = (self._common(name) for name in ("max_grad_norm", "nonfinite"))
         if max_norm is None and nonfinite == "ignore":

@@ -146,10 +146,8 @@ def _opening(run: RunRecord) -> str:
             f"{format_bytes(projected, adamw)} where AdamW would hold {format_bytes(adamw)}."
         )
     if summary.get("skipped_steps"):
-        text += (
-            f" {format_count(summary['skipped_steps'])} steps were skipped, because their gradients "
-            "were not finite."
-        )
+        count = format_count(summary["skipped_steps"])
+        text += f" {count} steps were skipped, because their gradients were not finite."
     return text
 
 
