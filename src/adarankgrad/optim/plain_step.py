@@ -13,6 +13,9 @@ from ..core.adam import corrected_eps, weight_factors
 
 Group = dict[str, Any]
 
+# Without any, a gradient of zero would be divided by zero; too small to change any other quotient.
+_SMALLEST_EPS = torch.finfo(torch.float32).tiny
+
 
 def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
     """Update parameters in place by AdamW, in the convention of their group.
@@ -77,7 +80,7 @@ def _adamw(
         beta2=beta2,
         lr=group["lr"],
         weight_decay=weight_decay,
-        eps=eps,
+        eps=max(eps, _SMALLEST_EPS),
         maximize=False,
     )
     for param, updated in zip(params, working, strict=True):
