@@ -21,7 +21,7 @@ ALLOWED_LAYERS = {
     "reference": set(),
     **{layer: {"core"} for layer in METHODS},
     "train": {"core", *METHODS},
-    "integrations": {"core", *METHODS},
+    "integrations": {"core", "train", *METHODS},
     "compare": {"train"},
     "memory_plan": {"core", "optim", "train"},
     "cli": {"train", "compare", "memory_plan"},

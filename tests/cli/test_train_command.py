@@ -30,6 +30,7 @@ SUMMARY_KEYS = {
     "peak_bytes",
     "peak_bytes_source",
     "mean_rank",
+    "skipped_steps",
     "tokens_per_second",
     "optimizer_s",
     "elapsed_s",

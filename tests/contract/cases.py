@@ -39,6 +39,14 @@ class Case:
             params, **self.in_its_words({**FREQUENT, **self.options, **overrides})
         )
 
+    def option_names(self) -> set[str]:
+        """Options that the constructor takes, those of the class behind a preset included."""
+        names = set(inspect.signature(self.constructor).parameters)
+        owner = getattr(self.constructor, "__self__", None)
+        if owner is not None:
+            names |= set(inspect.signature(owner).parameters)
+        return names
+
     def in_its_words(self, options: dict[str, Any]) -> dict[str, Any]:
         """Name options as the method does, and leave out those it does not have."""
         names = inspect.signature(self.constructor).parameters

@@ -25,7 +25,7 @@ def random_tensor(shape: Iterable[int], *key: Any) -> Tensor:
     """Standard normal numbers that depend on the key alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(tuple(shape), generator=generator)
 
 
 def make_params(

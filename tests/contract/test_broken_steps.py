@@ -48,6 +48,55 @@ def test_a_step_with_a_broken_gradient_changes_nothing_and_is_counted(case, name
     assert reference.report().num_skipped_steps == 0
 
 
+def all_zero(grad):
+    grad.zero_()
+
+
+def one_huge(grad):
+    grad.view(-1)[3] = 1.5e19  # whose square is the largest power of ten float32 holds
+
+
+def all_tiny(grad):
+    grad.fill_(1e-40)  # a denormal
+
+
+def one_tiny_alone(grad):
+    grad.zero_()
+    grad.view(-1)[3] = 1e-45  # the smallest
+
+
+POISONS = [all_zero, one_huge, all_tiny, one_tiny_alone]
+
+
+@pytest.mark.parametrize("poison", POISONS, ids=lambda poison: poison.__name__)
+def test_no_poison_in_any_layer_at_any_step_leaves_anything_that_is_not_finite(case, poison):
+    params = make_params()
+    optimizer = case.build(params)
+    for step in range(2 * len(params)):  # a refresh is at every third, each layer at two of them
+        set_gradients(params, step)
+        poison(params[step % len(params)][1].grad)
+        optimizer.step()
+        assert_finite(params, optimizer)
+    for _, param in params:
+        poison(param.grad)
+    for _ in range(4):  # so that a refresh is among them
+        optimizer.step()
+        assert_finite(params, optimizer)
+    before = weights_of(params)
+    train(optimizer, params, range(4))
+    assert_finite(params, optimizer)
+    assert all(not torch.equal(weights_of(params)[name], before[name]) for name in before)
+
+
+def assert_finite(params, optimizer):
+    for name, param in params:
+        assert bool(torch.isfinite(param).all()), name
+        for key, value in optimizer.state[param].items():
+            # Fira's limit on growth is infinite until there is something to grow from.
+            if not (key == "residual_norm" and bool(torch.isposinf(value).all())):
+                assert bool(torch.isfinite(torch.as_tensor(value)).all()), f"{name} {key}"
+
+
 def test_the_number_of_skipped_steps_survives_resuming(case):
     params = make_params()
     optimizer = case.build(params)

@@ -48,6 +48,7 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
         ("betas=(0.9,0.95),amsgrad=True", {"betas": (0.9, 0.95), "amsgrad": True}),
         ("carry=squared,side='long'", {"carry": "squared", "side": "long"}),
         ("refresh_norm=None,x=-1", {"refresh_norm": None, "x": -1}),
+        ("nonfinite=raise, carry=none", {"nonfinite": "raise", "carry": "none"}),
     ],
 )
 def test_optimizer_arguments_are_python_literals(text, expected):

@@ -13,7 +13,7 @@ from rich.console import Console
 from adarankgrad.train.comparison import _caption, comparison_table, write_comparison
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.record import load_run
-from adarankgrad.train.report import write_report
+from adarankgrad.train.report import _opening, write_report
 
 VOID_TAGS = {"meta", "img", "source", "br", "link", "input"}
 
@@ -119,6 +119,12 @@ def test_a_report_of_adamw_leaves_ranks_out(tmp_path):
     page = Page(write_report(write_fake_run(tmp_path / "run", "adamw")).read_text("utf-8"))
     assert len(page.references) == 4
     assert "Mean rank" not in page.text and "Layers at the end" not in page.text
+
+
+def test_a_report_tells_of_skipped_steps_where_there_were_some(tmp_path):
+    run = write_fake_run(tmp_path / "run", num_logs=1, skipped_steps=2)
+    assert "2 steps were skipped" in _opening(load_run(run))
+    assert "skipped" not in _opening(load_run(write_fake_run(tmp_path / "other", num_logs=1)))
 
 
 def test_a_report_of_an_unfinished_run_is_refused(tmp_path):

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import assert_same_run, rows
 from safetensors.torch import load_file
 
 from adarankgrad.train import Interrupted, TrainConfig, UserError, train
 from adarankgrad.train.display import Display
-from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.trainer import Flow
-
-TIMES = ("elapsed_s", "tokens_per_second")
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +25,6 @@ def without_figures(monkeypatch):
 
 def run(settings: dict, **options):
     return train(TrainConfig.from_settings(settings), **options)
-
-
-def rows(run_dir, name="metrics.jsonl"):
-    """Lines without the times, which no two runs share."""
-    return [
-        {key: value for key, value in row.items() if key not in TIMES}
-        for row in read_jsonl(Path(run_dir) / name)
-    ]
 
 
 @pytest.fixture
@@ -52,17 +42,6 @@ def stop_after(monkeypatch):
         monkeypatch.setattr(Flow, "on_step_end", on_step_end)
 
     yield arm
-
-
-def assert_same_run(first, second):
-    first, second = Path(first), Path(second)
-    assert rows(first) == rows(second)
-    weights = [load_file(path / "model" / "model.safetensors") for path in (first, second)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, weight in weights[0].items():
-        assert torch.equal(weight, weights[1][name]), name
-    if (first / "ranks.jsonl").exists():
-        assert rows(first, "ranks.jsonl") == rows(second, "ranks.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Thin adapters to other packages, which each module imports only itself."""
+"""What other libraries need beyond a `torch.optim.Optimizer`; each module imports its own."""

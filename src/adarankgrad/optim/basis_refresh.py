@@ -21,7 +21,7 @@ from ..core.refresh import (
     scheduled_reason,
     staggered_gap,
 )
-from .matrix_state import Options, State
+from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds, refresh_rule
 
 _FINDERS = {"randomized": find_range, "exact": find_range_exactly}
@@ -125,7 +125,7 @@ def adopt(
         rounding=torch.finfo(subspace.coords.dtype).eps,
     )
     # Copies, so that the memory of the directions that are not kept is released.
-    basis = subspace.basis[..., :rank].contiguous()
+    basis = with_own_strides(subspace.basis[..., :rank])
     coords = subspace.coords[..., :rank, :].contiguous()
     _carry(basis, state, options)
 
@@ -181,7 +181,7 @@ def _carry(basis: Tensor, state: State, options: Options) -> None:
         options["carry"],
         first_correction=1.0 - beta1 ** max(1, state["step"]),
     )
-    state.update(moments._asdict())
+    state.update({name: with_own_strides(moment) for name, moment in moments._asdict().items()})
     if options["carry"] == "reset":
         state["step"] = 0
     if options["bias_correction"] == "global":

@@ -136,7 +136,7 @@ class SubspaceOptimizer(Optimizer):
             The closure's loss, or None without one.
 
         Raises:
-            ValueError: if a gradient is sparse.
+            ValueError: if a gradient is sparse, or of a dtype that cannot be trained in.
             FloatingPointError: with ``nonfinite="raise"``, if their norm is not finite. Nothing was
                 changed.
         """

@@ -13,6 +13,9 @@ from .projected_grad import EXPIRED, ProjectedGrad
 
 Nonfinite = Literal["skip", "raise", "ignore"]
 NONFINITE: tuple[str, ...] = get_args(Nonfinite)
+REAL_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+"""Of weights that can be projected; complex ones are trained by AdamW."""
+_DTYPES = REAL_DTYPES | {torch.complex64, torch.complex128}
 
 
 class NamedGrad(NamedTuple):
@@ -23,7 +26,7 @@ class NamedGrad(NamedTuple):
 
 
 def check_usable(name: str, grad: Tensor) -> None:
-    """Refuse a sparse gradient, and one held in projection that was stepped already.
+    """Refuse a gradient that is sparse, of a dtype that cannot be trained in, or used already.
 
     Raises:
         ValueError: naming the parameter and what to do.
@@ -35,6 +38,11 @@ def check_usable(name: str, grad: Tensor) -> None:
         raise ValueError(
             f"the gradient of {name} {tuple(grad.shape)} is sparse; only dense gradients are "
             "supported: build the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        )
+    if grad.dtype not in _DTYPES:
+        raise ValueError(
+            f"{name} {tuple(grad.shape)} is of {grad.dtype}; weights can be trained in float32, "
+            "bfloat16, float16, float64, complex64 or complex128: convert it, or freeze it"
         )
 
 

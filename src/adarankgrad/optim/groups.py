@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.memory import adam_state_bytes, projected_state_bytes
 from .matrix_state import layout_for
 from .options import DEFAULT_MAX_RANK, num_moments, resolve_rank
+from .plain_step import moments_dtype
 from .text_table import aligned, mib
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -123,7 +124,7 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             full = adam_state_bytes(param.numel(), param.element_size())
             if not group.get("project", True) or param.dim() < 2:
                 num_plain += param.numel()
-                plain_bytes += full
+                plain_bytes += adam_state_bytes(param.numel(), moments_dtype(param).itemsize)
                 continue
             layout = layout_for(param, {"side": "short", "stacked": False, **group})
             has_basis = group.get("basis") != "none"

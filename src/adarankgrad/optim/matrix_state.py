@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.projection import Layout, layout_of
 from ..core.refresh import RefreshReason
+from .gradient_checks import REAL_DTYPES
 from .options import num_moments
 
 State = dict[str, Any]
@@ -29,7 +30,7 @@ def layout_for(weight: Tensor, options: Options) -> Layout:
 
 def is_matrix_to_project(param: Tensor, options: Options) -> bool:
     """Tell whether a weight is a matrix that its group projects."""
-    if not options["project"] or param.dim() < 2 or param.is_complex():
+    if not options["project"] or param.dim() < 2 or param.dtype not in REAL_DTYPES:
         return False
     layout = layout_for(param, options)
     return min(layout.num_rows, layout.num_cols) > 1
@@ -69,6 +70,14 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
         "coords_energy_at_refresh": 0.0,
         **more,
     }
+
+
+def with_own_strides(tensor: Tensor) -> Tensor:
+    """A copy in row-major order, also of sides of one element, where ``contiguous()`` keeps any.
+
+    Not every way to save a tensor keeps strides, and the order of sums depends on them.
+    """
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def fits_matrix(state: State, layout: Layout, options: Options) -> bool:

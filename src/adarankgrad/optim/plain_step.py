@@ -13,6 +13,9 @@ from ..core.adam import corrected_eps, weight_factors
 
 Group = dict[str, Any]
 
+# Without any, a gradient of zero would be divided by zero; too small to change any other quotient.
+_SMALLEST_EPS = torch.finfo(torch.float32).tiny
+
 
 def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
     """Update parameters in place by AdamW, in the convention of their group.
@@ -26,9 +29,10 @@ def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
         return
     for param, state in zip(params, states, strict=True):
         if not state:
+            dtype = moments_dtype(param)
             state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
     if group["adam_convention"] == "torch":
         _adamw(group, params, states, eps=group["eps"], weight_decay=group["weight_decay"])
         return
@@ -44,6 +48,14 @@ def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
         torch._foreach_mul_(params, factor)
 
 
+def moments_dtype(param: Tensor) -> torch.dtype:
+    """Of a plain weight's moments: its own, as torch's AdamW has them, but float32 for float16.
+
+    Squares of ordinary gradients leave the range of float16, and eps vanishes in it.
+    """
+    return torch.float32 if param.dtype is torch.float16 else param.dtype
+
+
 def _adamw(
     group: Group,
     params: list[Tensor],
@@ -52,11 +64,12 @@ def _adamw(
     eps: float,
     weight_decay: float = 0.0,
 ) -> None:
-    """Torch's own AdamW on a list of parameters."""
+    """Torch's own AdamW on a list of parameters, in the dtype of their moments."""
     beta1, beta2 = group["betas"]
+    working = [param.to(moments_dtype(param)) for param in params]
     adamw(
-        params,
-        [cast(Tensor, param.grad) for param in params],
+        working,
+        [cast(Tensor, param.grad).to(moments_dtype(param)) for param in params],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],
@@ -67,6 +80,9 @@ def _adamw(
         beta2=beta2,
         lr=group["lr"],
         weight_decay=weight_decay,
-        eps=eps,
+        eps=max(eps, _SMALLEST_EPS),
         maximize=False,
     )
+    for param, updated in zip(params, working, strict=True):
+        if updated is not param:
+            param.copy_(updated)

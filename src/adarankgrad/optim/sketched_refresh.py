@@ -26,7 +26,7 @@ from .basis_refresh import (
     rule_for,
     squared_norm,
 )
-from .matrix_state import Options, State
+from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds
 from .projected_grad import ProjectedGrad
 
@@ -67,7 +67,7 @@ def coordinates_from(
         _consult(measured, state, options, turn)
     if measured.sketch.shape[-1] > 0:
         if can_be_factorised(measured.sketch):
-            state["sketch"] = measured.sketch
+            state["sketch"] = with_own_strides(measured.sketch)
         else:
             is_skipped = True
     state["num_skipped_refreshes"] += is_skipped

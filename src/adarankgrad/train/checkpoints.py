@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.files import PARTIAL_PREFIX, find_fault
+from adarankgrad.train.files import (
+    PARTIAL_PREFIX,
+    find_fault,
+    remove_partial,
+    restore_replaced,
+)
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -32,7 +37,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """List the checkpoints of a run, newest first, intact or not."""
-    folder = run_dir / CHECKPOINTS_FOLDER
+    return checkpoints_in(run_dir / CHECKPOINTS_FOLDER)
+
+
+def checkpoints_in(folder: Path) -> list[Checkpoint]:
+    """List the folders named checkpoint-STEP in a folder, newest first; none if it is missing."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)
@@ -41,18 +50,21 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     return sorted(found, reverse=True)
 
 
-def newest_intact(run_dir: Path) -> tuple[Checkpoint, list[str]]:
+def newest_intact(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest checkpoint whose files are all as they were written.
 
     Returns:
-        The checkpoint, and one warning for each newer one that had to be skipped.
+        The checkpoint, None where the run stopped before its first was complete, and one warning
+        for each newer one that had to be skipped.
 
     Raises:
-        UserError: There is no intact checkpoint.
+        UserError: There are checkpoints, and none is intact.
     """
+    folder = run_dir / CHECKPOINTS_FOLDER
+    restore_replaced(folder)
     warnings = [
         f"ignored {path.name}: it was being written when the run was killed"
-        for path in sorted((run_dir / CHECKPOINTS_FOLDER).glob(f"{PARTIAL_PREFIX}checkpoint-*"))
+        for path in sorted(folder.glob(f"{PARTIAL_PREFIX}checkpoint-*"))
     ]
     faults: list[str] = []
     for checkpoint in list_checkpoints(run_dir):
@@ -65,18 +77,14 @@ def newest_intact(run_dir: Path) -> tuple[Checkpoint, list[str]]:
             f"cannot resume {run_dir}: every checkpoint is corrupt ({'; '.join(faults)}). "
             "Start again with --overwrite."
         )
-    raise UserError(
-        f"cannot resume {run_dir}: it has no checkpoint. Start again with --overwrite, or name "
-        "the run with --output."
-    )
+    return None, warnings
 
 
 def remove_old(run_dir: Path, num_kept: int) -> None:
     """Delete all but the newest checkpoints, and what a kill left half-written."""
     for checkpoint in list_checkpoints(run_dir)[num_kept:]:
         shutil.rmtree(checkpoint.path, ignore_errors=True)
-    for path in (run_dir / CHECKPOINTS_FOLDER).glob(f"{PARTIAL_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    remove_partial(run_dir / CHECKPOINTS_FOLDER)
 
 
 def remove_newer(run_dir: Path, step: int) -> None:

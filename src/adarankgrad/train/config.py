@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import math
+import re
 import sys
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -200,7 +202,7 @@ def read_toml_table(path: Path) -> dict[str, Any]:
 
 
 def parse_optimizer_args(text: str) -> dict[str, Any]:
-    """Parse ``name=value,...``; values are Python literals, bare words count as text.
+    """Parse ``name=value,...``; values are Python literals, bare words and keywords are text.
 
     Example:
         >>> parse_optimizer_args("betas=(0.9, 0.95),carry=squared")
@@ -210,7 +212,7 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
         UserError: The text has another form.
     """
     try:
-        call = ast.parse(f"dict({text})", mode="eval").body
+        call = ast.parse(f"dict({_KEYWORD_VALUE.sub(_quoted, text)})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError
         return {_argument_name(word): _literal(word.value) for word in call.keywords}
@@ -232,6 +234,15 @@ def parse_rank(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+# Words such as raise, which Python would not read as a value.
+_WORDS = "|".join(sorted(set(keyword.kwlist) - {"True", "False", "None"}))
+_KEYWORD_VALUE = re.compile(rf"=\s*({_WORDS})\s*(?=,|$)")
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return f"={match[1]!r}"
 
 
 def _argument_name(word: ast.keyword) -> str:

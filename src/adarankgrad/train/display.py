@@ -102,6 +102,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         ("validation loss", format_number(summary["val_loss"])),
         ("perplexity", format_number(summary["perplexity"], 2)),
         ("mean rank", format_number(summary["mean_rank"], 1)),
+        ("skipped steps", format_count(summary["skipped_steps"])),
         ("optimizer state", format_bytes(summary["state_bytes"])),
         ("  of projected weights", format_bytes(projected)),
         ("  as a share of AdamW's", format_share(projected, adamw)),

@@ -14,6 +14,8 @@ from typing import Any
 
 MANIFEST_NAME = "manifest.json"
 PARTIAL_PREFIX = ".partial-"
+"""Of what is being written; left behind only by a kill, and never read."""
+_REPLACED_PREFIX = f"{PARTIAL_PREFIX}replaced-"
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -24,7 +26,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         data: The whole content; text is written as UTF-8.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL_PREFIX}{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -66,19 +68,54 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
     On leaving without an error, a manifest (size and SHA-256 of every file) is added, everything
     is flushed to disk, and the folder is renamed to `target`; a folder already there is replaced.
-    On an error the temporary folder is removed and `target` stays as it was.
+    On an error the temporary folder is removed and `target` stays as it was. A kill leaves `target`
+    old or new, at worst under another name until `restore_replaced`.
     """
+    restore_replaced(target.parent)
     staging = target.parent / f"{PARTIAL_PREFIX}{target.name}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
-        _write_manifest(staging)
-        _flush_folder(staging)
+        seal_folder(staging)
         _swap_in(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def seal_folder(folder: Path) -> None:
+    """Add a manifest (size and SHA-256 of every file) to a finished folder, and flush it to disk.
+
+    `find_fault` reads it.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    write_atomic(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1))
+    _flush_folder(folder)
+
+
+def restore_replaced(parent: Path) -> None:
+    """Give folders their names back that a kill left nameless, while they were being replaced."""
+    for replaced in parent.glob(f"{_REPLACED_PREFIX}*"):
+        target = parent / replaced.name.removeprefix(_REPLACED_PREFIX)
+        if not target.exists() and find_fault(replaced) is None:
+            replaced.rename(target)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a kill left half-written directly in a folder."""
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def find_fault(folder: Path) -> str | None:
@@ -112,18 +149,6 @@ def is_writable_target(path: Path) -> bool:
     return True
 
 
-def _write_manifest(folder: Path) -> None:
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    write_atomic(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1))
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -142,8 +167,11 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _swap_in(staging: Path, target: Path) -> None:
-    """Rename `staging` to `target`; a folder cannot be renamed onto a full one."""
-    replaced = target.parent / f"{PARTIAL_PREFIX}replaced-{target.name}"
+    """Rename `staging` to `target`; a folder cannot be renamed onto a full one.
+
+    Killed between the two renames, `restore_replaced` brings the old folder back.
+    """
+    replaced = target.parent / f"{_REPLACED_PREFIX}{target.name}"
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         target.rename(replaced)

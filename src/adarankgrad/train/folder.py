@@ -50,8 +50,12 @@ def is_run(folder: Path) -> bool:
     return isinstance(info, dict) and info.get("kind") == _KIND
 
 
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(PARTIAL_PREFIX)
+
+
 def _is_ours(path: Path) -> bool:
-    return path.name in _OUR_NAMES or path.name.startswith(PARTIAL_PREFIX)
+    return path.name in _OUR_NAMES or _is_partial(path)
 
 
 def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -64,9 +68,9 @@ def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError("--resume and --overwrite exclude each other: choose one.")
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"output {run_dir} is a file: name a folder.")
-    is_used = run_dir.is_dir() and any(run_dir.iterdir())
+    is_used = run_dir.is_dir() and not all(_is_partial(path) for path in run_dir.iterdir())
     if resume and not is_run(run_dir):
-        raise UserError(f"cannot resume {run_dir}: there is no run with a checkpoint in it.")
+        raise UserError(f"cannot resume {run_dir}: there is no run in it.")
     if is_used and overwrite and not is_run(run_dir):
         raise UserError(
             f"output {run_dir} holds files but no training run: --overwrite only replaces runs. "
@@ -118,15 +122,19 @@ def create_run_folder(run_dir: Path, config: TrainConfig, info: dict[str, Any]) 
     """Create the folder, or empty one that holds an older run, and describe the run in it.
 
     run.json is first, so that a run killed right here can still be told from other folders.
+    Settings that are not this run's go before anything else, so that no resume starts with those of
+    one run and files of another.
     """
+    settings = run_dir / CONFIG_NAME
     try:
-        if is_run(run_dir):
-            for path in run_dir.iterdir():
-                if path.name != RUN_NAME and _is_ours(path):
-                    _remove(path)
         run_dir.mkdir(parents=True, exist_ok=True)
+        if settings.is_file() and settings.read_text(encoding="utf-8") != config.to_toml():
+            settings.unlink()
+        for path in run_dir.iterdir():
+            if path.name not in (RUN_NAME, CONFIG_NAME) and _is_ours(path):
+                _remove(path)
         write_atomic(run_dir / RUN_NAME, json.dumps({"kind": _KIND, **info}, indent=1))
-        write_atomic(run_dir / CONFIG_NAME, config.to_toml())
+        write_atomic(settings, config.to_toml())
     except OSError as error:
         raise UserError(f"output {run_dir} cannot be written: {error.strerror}.") from error
 

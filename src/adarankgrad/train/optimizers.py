@@ -257,6 +257,13 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
     )
 
 
+def count_skipped_steps(optimizer: Optimizer) -> int | None:
+    """Count steps left out because gradients were not finite; None if the optimizer leaves none."""
+    if not isinstance(optimizer, SubspaceOptimizer):
+        return None
+    return int(optimizer.param_groups[0]["num_skipped_steps"])
+
+
 def held_bytes(value: Any) -> int:
     """Bytes of the tensors in a value: in lists, tables, quantised tensors, an object's attributes.
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from adarankgrad.train.files import keep_steps_up_to
 from adarankgrad.train.measure import OptimizerClock, held_gradient_bytes, peak_memory
-from adarankgrad.train.optimizers import StateSizes, measure_state
+from adarankgrad.train.optimizers import StateSizes, count_skipped_steps, measure_state
 
 METRICS_NAME = "metrics.jsonl"
 RANKS_NAME = "ranks.jsonl"
@@ -97,6 +97,7 @@ class Recorder:
             "lr": lr,
             # JSON has no infinity; a step whose gradient overflowed shows null.
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "skipped_steps": self.skipped_steps(),
             "mean_rank": sizes.mean_rank,
             "state_bytes": sizes.state_bytes,
             "tokens_per_second": num_steps * self.tokens_per_step / max(self._open_s, 1e-9),
@@ -124,6 +125,10 @@ class Recorder:
     def sizes(self) -> StateSizes:
         """Measure the optimizer's state now."""
         return measure_state(self.optimizer, self.projected)
+
+    def skipped_steps(self) -> int | None:
+        """Return how many steps were left out for gradients that were not finite, since step 1."""
+        return count_skipped_steps(self.optimizer)
 
     def elapsed_s(self) -> float:
         """Return the time spent in this run, earlier sessions included."""

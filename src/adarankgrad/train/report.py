@@ -145,6 +145,9 @@ def _opening(run: RunRecord) -> str:
             f" For the {len(run.layers)} projected weights the optimizer holds "
             f"{format_bytes(projected, adamw)} where AdamW would hold {format_bytes(adamw)}."
         )
+    if summary.get("skipped_steps"):
+        count = format_count(summary["skipped_steps"])
+        text += f" {count} steps were skipped, because their gradients were not finite."
     return text
 
 

@@ -23,7 +23,12 @@ from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.data import Files, Source, count_characters, find_source, hold_back
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
-from adarankgrad.train.files import read_jsonl, staged_folder, write_atomic
+from adarankgrad.train.files import (
+    remove_partial,
+    restore_replaced,
+    staged_folder,
+    write_atomic,
+)
 from adarankgrad.train.folder import (
     MODEL_FOLDER,
     SUMMARY_NAME,
@@ -43,14 +48,16 @@ from adarankgrad.train.optimizers import (
     projected_parameters,
 )
 from adarankgrad.train.presets import ModelPlan, build_model, plan_model
-from adarankgrad.train.recorder import METRICS_NAME, Recorder
+from adarankgrad.train.recorder import Recorder
 from adarankgrad.train.settings import (
+    check_written_with,
     given_settings,
     resolve,
     resolve_device,
     settings_to_resume,
 )
 from adarankgrad.train.signals import StopRequest
+from adarankgrad.train.summary import summarize
 from adarankgrad.train.tokenizer import (
     check_can_train,
     given_tokenizer,
@@ -99,8 +106,9 @@ def train(
 
     Args:
         config: The settings.
-        resume: Continue the run in ``config.output`` from its newest intact checkpoint, to the
-            same result as an uninterrupted run (bit for bit on the CPU).
+        resume: Continue the run in ``config.output`` from its newest intact checkpoint, or from
+            the start where it stopped before the first, to the same result as an uninterrupted run
+            (bit for bit on the CPU).
         overwrite: Replace the run in ``config.output``.
         command: The command line to note in run.json; default ``sys.argv``.
         display: Shows progress; silent by default.
@@ -160,9 +168,8 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
     tokenizer: PreTrainedTokenizerBase | None
     if resume:
         config = TrainConfig.from_settings(settings_to_resume(run_dir, given_settings(config)))
-        checkpoint, warnings = newest_intact(run_dir)
-        for warning in warnings:
-            display.say(f"warning: {warning}")
+        checkpoint = _checkpoint_to_resume(config, run_dir, display)
+    if checkpoint is not None:
         tokenizer = load_tokenizer(run_dir / TOKENS_FOLDER / "tokenizer")
         plan = ModelPlan(transformers.AutoConfig.from_pretrained(checkpoint.path), None)
     else:
@@ -180,6 +187,22 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
     accumulate_gradients(optimizer, meta_model, config)
     check_writable(run_dir)
     return _Run(config, run_dir, device, plan, tokenizer, checkpoint, display)
+
+
+def _checkpoint_to_resume(
+    config: TrainConfig, run_dir: Path, display: Display
+) -> Checkpoint | None:
+    """Find the newest intact checkpoint and see that it is of this run; None before the first."""
+    restore_replaced(run_dir)
+    checkpoint, warnings = newest_intact(run_dir)
+    for warning in warnings:
+        display.say(f"warning: {warning}")
+    if checkpoint is None:
+        display.say("the run was stopped before its first checkpoint: starting from the beginning")
+        return None
+    read_session(checkpoint)
+    check_written_with(checkpoint.path, config)
+    return checkpoint
 
 
 def _inputs(config: TrainConfig) -> list[Path]:
@@ -310,6 +333,9 @@ def _fit(run: _Run, model: Any, streams: TokenStreams, stop: StopRequest) -> Run
             f"{run.device} is out of memory: lower --batch-size (and raise "
             "--gradient-accumulation), or lower --seq-len."
         ) from error
+    except FloatingPointError as error:  # the optimizer's, where it is told to raise
+        what = str(error).partition(";")[0]
+        raise trainer.not_finite(what, trainer.state.global_step + 1) from error
     finally:
         run.display.stop()
         recorder.clock.remove()
@@ -332,7 +358,8 @@ def _rewind(run: _Run, recorder: Recorder) -> None:
     """Bring the run folder back to the state of the checkpoint."""
     checkpoint = run.checkpoint
     assert checkpoint is not None
-    recorder.restore(read_session(checkpoint.path), checkpoint.step)
+    recorder.restore(read_session(checkpoint), checkpoint.step)
+    remove_partial(run.run_dir)
     remove_newer(run.run_dir, checkpoint.step)
     (run.run_dir / SUMMARY_NAME).unlink(missing_ok=True)
     write_atomic(run.run_dir / "config.toml", run.config.to_toml())
@@ -349,44 +376,9 @@ def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) 
     with staged_folder(run.run_dir / MODEL_FOLDER) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    summary = _summarize(run, trainer)
+    summary = summarize(run.config, run.run_dir, trainer)
     write_atomic(run.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
     write_plots(run.run_dir)
     write_report(run.run_dir)
     run.display.show_summary(summary)
     return summary
-
-
-def _summarize(run: _Run, trainer: RunTrainer) -> dict[str, Any]:
-    rows = read_jsonl(run.run_dir / METRICS_NAME)
-    last = [row for row in rows if "loss" in row][-1]
-    last_evaluation = [row for row in rows if "val_loss" in row][-1]
-    recorder = trainer.recorder
-    sizes = recorder.sizes()
-    peak_bytes, peak_source = recorder.peak()
-    model: Any = trainer.model
-    return {
-        "optimizer": run.config.optimizer,
-        "steps": trainer.state.global_step,
-        "tokens": last["tokens"],
-        "train_loss": last["loss"],
-        "val_loss": last_evaluation["val_loss"],
-        "perplexity": last_evaluation["perplexity"],
-        "state_bytes": sizes.state_bytes,
-        "projected_state_bytes": sizes.projected_state_bytes,
-        "adamw_projected_state_bytes": sizes.adamw_projected_state_bytes,
-        "weight_bytes": sum(w.numel() * w.element_size() for w in model.parameters()),
-        "gradient_bytes": recorder.gradient_bytes,
-        "peak_bytes": peak_bytes,
-        "peak_bytes_source": peak_source,
-        "mean_rank": sizes.mean_rank,
-        "tokens_per_second": last["tokens"] / max(recorder.training_s, 1e-9),
-        "optimizer_s": recorder.clock.seconds(),
-        "elapsed_s": recorder.elapsed_s(),
-        "paths": {
-            "model": str(run.run_dir / MODEL_FOLDER),
-            "report": str(run.run_dir / "report.html"),
-            "metrics": str(run.run_dir / METRICS_NAME),
-            "plots": str(run.run_dir / "plots"),
-        },
-    }

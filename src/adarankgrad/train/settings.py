@@ -41,6 +41,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Return the saved settings of a run, with those that a resume may change.
 
+    A run that was killed before its settings were saved has only those of this call.
+
     Args:
         run_dir: The run folder.
         given: Settings of this call; None means not given.
@@ -48,7 +50,15 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: A given setting contradicts the saved one.
     """
-    saved = read_toml(run_dir / CONFIG_NAME)
+    path = run_dir / CONFIG_NAME
+    if not path.exists():
+        if given.get("data") is None:
+            raise UserError(
+                f"cannot resume {run_dir}: it was stopped before its settings were saved. Start "
+                "again with all of them and --overwrite."
+            )
+        return given
+    saved = read_toml(path)
     settings = dict(saved)
     for name, value in given.items():
         if value is None or name not in FIELDS:
@@ -58,6 +68,28 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
         elif not _is_same(name, value, saved.get(name, _default_of(name))):
             raise UserError(_contradiction(run_dir, name, value, saved))
     return settings
+
+
+def check_written_with(folder: Path, config: TrainConfig) -> None:
+    """See that a checkpoint was written with the settings that the run would go on with.
+
+    Args:
+        folder: The checkpoint, with a config.toml of its own.
+        config: The settings of the resumed run.
+
+    Raises:
+        UserError: It was not: config.toml of the run was edited, or the checkpoint is of another.
+    """
+    saved = read_toml(folder / CONFIG_NAME)
+    for name, value in asdict(config).items():
+        is_free = name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value))
+        if not is_free and not _is_same(name, value, saved.get(name)):
+            before = f"{name} = {saved[name]!r}" if name in saved else f"no {name}"
+            raise UserError(
+                f"cannot resume from {folder}: it was written with {before}, and the run's "
+                f"{CONFIG_NAME} says {value!r}. Put back whichever was changed, or start again "
+                "with --overwrite."
+            )
 
 
 def given_settings(config: TrainConfig) -> dict[str, Any]:

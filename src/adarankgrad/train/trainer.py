@@ -20,10 +20,11 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from adarankgrad.train.checkpoints import checkpoint_path, remove_old
+from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, remove_old
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.presets import first_line
+from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.config import TrainConfig
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from adarankgrad.train.signals import StopRequest
 
 SESSION_NAME = "session.json"
+_FORMAT_VERSION = 1
+"""Of our files in a checkpoint; a higher one is of a newer adarankgrad."""
 _TRAINER_STATE_NAME = "trainer_state.json"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -78,11 +81,13 @@ class Flow(TrainerCallback):
         self.recorder = recorder
         self.display = display
         self.stop = stop
+        self._skipped_before = 0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Start the step's clock."""
+        self._skipped_before = self.recorder.skipped_steps() or 0
         self.recorder.start_step()
 
     def on_pre_optimizer_step(
@@ -98,6 +103,12 @@ class Flow(TrainerCallback):
         step = state.global_step
         self.recorder.end_step()
         self.display.advance(step)
+        num_skipped = self.recorder.skipped_steps() or 0
+        if num_skipped > self._skipped_before:
+            self.display.say(
+                f"warning: skipped step {step}, whose gradients were not finite "
+                f"({num_skipped} skipped so far)"
+            )
         is_last = step >= self.config.steps
         control.should_log = is_last or step % self.config.log_every == 0
         control.should_evaluate = is_last or step % self.config.eval_every == 0
@@ -150,7 +161,7 @@ class RunTrainer(Trainer):
         loss = super().training_step(model, *inputs, **options)
         value = loss.item()
         if not math.isfinite(value):
-            raise self._not_finite(f"the loss became {value}", self.state.global_step + 1)
+            raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
         self.recorder.add_loss(value)
         return loss
 
@@ -169,11 +180,12 @@ class RunTrainer(Trainer):
             logs["loss"] = row["loss"]
             logs["tokens_per_second"] = row["tokens_per_second"]
             logs["optimizer_mib"] = row["state_bytes"] / 2**20
-            if row["mean_rank"] is not None:
-                logs["mean_rank"] = row["mean_rank"]
+            for name in ("mean_rank", "skipped_steps"):
+                if row[name] is not None:
+                    logs[name] = row[name]
         elif "eval_loss" in logs:
             if not math.isfinite(logs["eval_loss"]):
-                raise self._not_finite(f"the validation loss became {logs['eval_loss']}", step)
+                raise self.not_finite(f"the validation loss became {logs['eval_loss']}", step)
             self.display.show_evaluation(self.recorder.log_evaluation(step, logs["eval_loss"]))
         super().log(logs, start_time)
 
@@ -187,7 +199,7 @@ class RunTrainer(Trainer):
         step = self.state.global_step
         trained: Any = self.model
         if not all(bool(torch.isfinite(weight).all()) for weight in trained.parameters()):
-            raise self._not_finite("a weight became infinite or not a number", step)
+            raise self.not_finite("a weight became infinite or not a number", step)
         try:
             self.recorder.flush()
             with staged_folder(checkpoint_path(self.run_dir, step)) as staging:
@@ -195,8 +207,10 @@ class RunTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_rng_state(str(staging))
                 self.state.save_to_json(str(staging / _TRAINER_STATE_NAME))
-                session = json.dumps(self.recorder.state(), indent=1)
-                (staging / SESSION_NAME).write_text(session, encoding="utf-8")
+                (staging / CONFIG_NAME).write_text(self.run_config.to_toml(), encoding="utf-8")
+                session = {"format_version": _FORMAT_VERSION, "step": step}
+                session |= self.recorder.state()
+                (staging / SESSION_NAME).write_text(json.dumps(session, indent=1), "utf-8")
         except Exception as error:  # the libraries below raise many kinds for a full disk
             raise TrainingError(
                 f"could not save the checkpoint of step {step} ({first_line(error)}). "
@@ -205,9 +219,18 @@ class RunTrainer(Trainer):
         remove_old(self.run_dir, self.run_config.keep_checkpoints)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load tensors and plain values; objects, which could run code, end the resume."""
+        """Load tensors and plain values; objects, which could run code, end the resume.
+
+        Raises:
+            UserError: There are objects, or the state is not of this optimizer and model.
+        """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise UserError(
+                f"cannot resume {self.run_dir}: {checkpoint}/optimizer.pt does not fit "
+                f"({first_line(error)}). Start again with --overwrite."
+            ) from error
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"cannot resume {self.run_dir}: the state of {self.run_config.optimizer} holds "
@@ -215,16 +238,34 @@ class RunTrainer(Trainer):
                 "Start again with --overwrite."
             ) from error
 
-    def _not_finite(self, what: str, step: int) -> DivergedError:
+    def not_finite(self, what: str, step: int) -> DivergedError:
+        """Return the error that ends a run at a step, and says what to do."""
         return DivergedError(
             f"{what} at step {step}. Lower --lr, or give more "
             f"--warmup-steps; checkpoints up to here are kept in {self.run_dir / 'checkpoints'}."
         )
 
 
-def read_session(checkpoint: Path) -> dict[str, Any]:
-    """Read what the recorder saved in a checkpoint."""
-    return dict(json.loads((checkpoint / SESSION_NAME).read_text(encoding="utf-8")))
+def read_session(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read what the recorder saved in a checkpoint.
+
+    Raises:
+        UserError: It is of a newer version, or of another step than its folder's name says.
+    """
+    path = checkpoint.path / SESSION_NAME
+    session = dict(json.loads(path.read_text(encoding="utf-8")))
+    version, step = session.pop("format_version"), session.pop("step")
+    if version > _FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version}, and this adarankgrad reads up to "
+            f"{_FORMAT_VERSION}: it was written by a newer one; update adarankgrad."
+        )
+    if step != checkpoint.step:
+        raise UserError(
+            f"{path} is of step {step}, not {checkpoint.step}: the folder was renamed; give it its "
+            "name back."
+        )
+    return session
 
 
 def _arguments_on(device: torch.device) -> type[TrainingArguments]:
