@@ -17,6 +17,7 @@ from .matrix_step import step_outside
 from .projected_grad import ProjectedGrad
 from .report import named_parameters
 from .sketched_refresh import plan_measurement
+from .stored_state import as_computed
 
 if TYPE_CHECKING:
     from .engine import SubspaceOptimizer
@@ -77,9 +78,12 @@ class BackwardAccumulation:
         group, turn = self._members[param]
         layout = layout_for(param, group)
         state = self._optimizer.state_of(param, group)
-        held = ProjectedGrad(grad, layout, plan_measurement(state, group, layout, turn))
+        computed = as_computed(state, group)
+        held = ProjectedGrad(grad, layout, plan_measurement(computed, group, layout, turn))
         if group["residual"] != "none":
-            held.on_dense = functools.partial(step_outside, param, group, self._share)
+            held.on_dense = functools.partial(
+                step_outside, param, state, group, turn.name, self._share
+            )
         param.grad = None
         held.add_dense(grad)
         param.grad = held

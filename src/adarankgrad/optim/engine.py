@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..core.rounding import join_correction
 from .accumulation import BackwardAccumulation
 from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
@@ -38,6 +39,7 @@ from .options import COMMON_OPTIONS, ENGINE_DEFAULTS, check_options
 from .plain_step import step_plain
 from .report import OptimizerReport, build_report, named_parameters
 from .saved_state import check_saved_groups, check_state_fits, copied_to
+from .weight_rounding import check_can_be_rounded
 
 Group = dict[str, Any]
 
@@ -102,6 +104,8 @@ class SubspaceOptimizer(Optimizer):
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
+            for param in self.param_groups[-1]["params"]:
+                check_can_be_rounded(param, self.param_groups[-1])
             self._check_common_options()
         except ValueError:
             self.param_groups.pop()
@@ -182,6 +186,28 @@ class SubspaceOptimizer(Optimizer):
         """
         return BackwardAccumulation(self, model, num_micro_batches)
 
+    def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict with the weights as the optimizer sees them.
+
+        With ``weight_rounding="corrected"`` a bfloat16 weight and its correction together are a
+        float32 number of 16 significant bits; it is returned as such, for saving. A weight that was
+        changed since the last step, by loading a model without its optimizer for example, is off by
+        half a unit in its last place at most. Everything else is as in ``model.state_dict()``.
+
+        Args:
+            model: whose weights are this optimizer's.
+
+        Memory: four bytes for each weight with a correction.
+        """
+        whole: dict[Tensor, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        for name, weight in model.state_dict(keep_vars=True).items():
+            correction = self.state.get(weight, {}).get("correction")
+            if correction is not None and weight not in whole:  # tied weights stay tied
+                whole[weight] = join_correction(weight.detach(), correction)
+            weights[name] = whole.get(weight, weight.detach())
+        return weights
+
     def state_of(self, param: Tensor, group: Group) -> Group:
         """State of a projected weight, made if there is none yet."""
         state: Group = self.state[param]
@@ -224,7 +250,7 @@ class SubspaceOptimizer(Optimizer):
         for group, saved in zip(groups, saved_groups, strict=True):
             keys = saved["params"]
             saved.update({key: group[key] for key in ("params", "param_names") if key in group})
-            options = {**group, **saved}
+            options = {**ENGINE_DEFAULTS, **saved}  # as they will be, if the state is an older one
             members = zip(keys, named_parameters(group, groups), strict=True)
             for key, (name, param) in members:
                 if key in state:
@@ -282,7 +308,7 @@ class SubspaceOptimizer(Optimizer):
         return True
 
     def _step_all(self) -> None:
-        plain: list[tuple[Group, list[Tensor]]] = []
+        plain: list[tuple[Group, list[tuple[str, Tensor]]]] = []
         positions = itertools.count()
         budget = functools.cache(self._divide_budget)
         for group in self.param_groups:
@@ -294,9 +320,9 @@ class SubspaceOptimizer(Optimizer):
                 if self._is_projected(group, name, param):
                     self._step_projected(group, name, param, position, budget)
                 else:
-                    plain[-1][1].append(param)
-        for group, params in plain:
-            step_plain(group, params, [self.state[param] for param in params])
+                    plain[-1][1].append((name, param))
+        for group, named in plain:
+            step_plain(group, named, [self.state[param] for _, param in named])
 
     def _common(self, option: str) -> Any:
         """An option of the whole optimizer, which every group has."""

@@ -29,12 +29,14 @@ class ProjectedGrad(Tensor):
         matrix_layout: where the weight's matrix lies.
         measurement: what is measured.
         measured: what was measured so far, float32 (float64 under float64 weights).
+        num_added: gradients that were added.
         on_dense: called with this and every gradient that is added.
     """
 
     matrix_layout: Layout
     measurement: Measurement
     measured: Measured
+    num_added: int
     on_dense: Callable[[ProjectedGrad, Tensor], None] | None
 
     def __new__(cls, like: Tensor, layout: Layout, measurement: Measurement) -> ProjectedGrad:
@@ -49,7 +51,7 @@ class ProjectedGrad(Tensor):
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
         held.matrix_layout, held.measurement, held.on_dense = layout, measurement, None
-        held.measured = nothing_measured(measurement)
+        held.measured, held.num_added = nothing_measured(measurement), 0
         return held
 
     def add_dense(self, grad: Tensor, alpha: float = 1.0) -> None:
@@ -57,6 +59,7 @@ class ProjectedGrad(Tensor):
         added = measure(self.matrix_layout.view(grad), self.measurement)
         for part, more in zip(self.measured, added, strict=True):
             part.add_(more, alpha=alpha)
+        self.num_added += 1
         if self.on_dense is not None:
             self.on_dense(self, grad)
 
