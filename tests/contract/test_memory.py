@@ -17,12 +17,12 @@ from .problems import MATRICES, gradient, make_params, skip_at_fixed_rank, train
 NUM_STEPS = 7
 
 
-def held_bytes(optimizer, param):
+def held_bytes(optimizer, param, but_for=()):
     """Bytes of memory that the state of a parameter keeps alive, views of more included."""
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for key, value in optimizer.state[param].items()
-        if isinstance(value, Tensor) and key not in ("step", "energies")
+        if isinstance(value, Tensor) and key not in ("step", "energies", *but_for)
     }
     return sum(storages.values())
 
@@ -38,8 +38,29 @@ def expected_bytes(optimizer, layout, rank, bytes_per_element=4):
     has_norm = optimizer.defaults["residual"].startswith("fira")
     norm_bytes = layout.num_matrices * bytes_per_element if has_norm else 0
     num_moments = 1 if optimizer.defaults["update"] == "orthogonalized" else 2
-    held = projected_state_bytes(layout, rank, bytes_per_element, num_moments=num_moments)
+    held = projected_state_bytes(
+        layout,
+        rank,
+        bytes_per_element,
+        num_moments=num_moments,
+        state_dtype=optimizer.defaults["state_dtype"],
+        basis_dtype=optimizer.defaults["basis_dtype"],
+    )
     return held + norm_bytes
+
+
+def correction_bytes(optimizer, param):
+    """One byte a weight where bfloat16 weights have eight more bits."""
+    is_corrected = optimizer.defaults["weight_rounding"] == "corrected"
+    return param.numel() if is_corrected and param.dtype is torch.bfloat16 else 0
+
+
+def plain_bytes(optimizer, param):
+    """Two moments: in the weight's dtype, in float32 beside rounded weights, or as was asked."""
+    is_rounded = optimizer.defaults["weight_rounding"] != "nearest"
+    is_wide = is_rounded and param.dtype is torch.bfloat16
+    width = 4 if is_wide else param.element_size()
+    return adam_state_bytes(param.numel(), width, state_dtype=optimizer.defaults["state_dtype"])
 
 
 class Allocations(TorchDispatchMode):
@@ -76,10 +97,13 @@ def test_measured_state_bytes_equal_the_arithmetic_after_every_step(case, dtype)
             layout = layout_of(param.shape, side)
             expected = expected_bytes(optimizer, layout, layer.rank, state_element_size)
             expected += sketch_bytes(optimizer, param)
-            assert held_bytes(optimizer, param) == expected == layer.state_bytes
+            without = held_bytes(optimizer, param, but_for=["correction"])
+            assert without == expected == layer.state_bytes
+            assert held_bytes(optimizer, param) == expected + correction_bytes(optimizer, param)
         bias = params[-1][1]
-        plain_bytes = adam_state_bytes(bias.numel(), bias.element_size())
-        assert held_bytes(optimizer, bias) == plain_bytes == report.plain_state_bytes
+        expected = plain_bytes(optimizer, bias)
+        assert held_bytes(optimizer, bias, but_for=["correction"]) == expected
+        assert report.plain_state_bytes == expected
         held = sum(held_bytes(optimizer, param) for _, param in params)
         assert held == report.state_bytes
 

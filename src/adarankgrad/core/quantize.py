@@ -72,17 +72,18 @@ def quantize(values: Tensor, code: Code, generator: torch.Generator | None = Non
         generator: on the values' device, for rounding up or down in proportion; None rounds to
             the nearest code.
 
-    Memory: the result, and four float32 temporaries of the values' size.
+    Memory: the result, and six float32 temporaries of the values' size.
     """
     num_cols = values.shape[-1]
     blocks = _in_blocks(values.float())
-    scale = blocks.abs().amax(-1) if num_cols else blocks.new_zeros(blocks.shape[:-1])
-    share = (blocks.abs() / scale.unsqueeze(-1)).nan_to_num_(0.0, 0.0)  # 0/0 in a block of zeros
+    share = blocks.abs()
+    scale = share.amax(-1) if num_cols else share.new_zeros(blocks.shape[:-1])
+    share.div_(scale.unsqueeze(-1)).nan_to_num_(0.0, 0.0)  # 0/0 in a block of zeros
     codes = _round(share, code, generator)
     if code.is_signed:
         codes.mul_(blocks.sign())
     else:
-        codes = torch.where(blocks > 0, codes.clamp_min_(1.0), codes)
+        codes = torch.where(blocks > 0, codes.clamp_min(1.0), codes)
     return Quantized(codes.to(code.dtype).flatten(-2)[..., :num_cols].contiguous(), scale)
 
 
@@ -93,7 +94,7 @@ def dequantize(quantized: Quantized, code: Code, dtype: torch.dtype = torch.floa
     """
     codes, scale = quantized
     share = _in_blocks(codes).to(dtype) / code.levels
-    share = share * share.abs() if code.is_signed else share.square().square()
+    share = share * share.abs() if code.is_signed else _value_of(share, code)
     values = share.mul_(scale.unsqueeze(-1)).flatten(-2)[..., : codes.shape[-1]]
     if code.is_signed:
         return values
@@ -111,14 +112,20 @@ def _round(share: Tensor, code: Code, generator: torch.Generator | None) -> Tens
     for _ in range(code.num_roots):
         root = root.sqrt()
     low = root.mul_(code.levels).floor_()
-    power = 2**code.num_roots
-    low_value = low.pow(power)
-    gap = (low + 1.0).pow_(power).sub_(low_value)
-    above = share.mul_(code.levels**power).sub_(low_value).div_(gap)
+    low_value = _value_of(low, code)
+    gap = _value_of(low + 1.0, code).sub_(low_value)
+    above = share.mul_(code.levels ** (2**code.num_roots)).sub_(low_value).div_(gap)
     if generator is None:
         return low.add_(above > 0.5)
     coins = torch.rand(share.shape, generator=generator, device=share.device)
     return low.add_(coins < above)
+
+
+def _value_of(codes: Tensor, code: Code) -> Tensor:
+    """Undo the roots of codes that are not negative; ``pow`` would be several times slower."""
+    for _ in range(code.num_roots):
+        codes = codes.square()
+    return codes
 
 
 def _in_blocks(values: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def split_correction(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Split into the nearest bfloat16 number and what is missing to 24 bits of the float32.
+    """Split into the nearest bfloat16 number and what it lacks of the first 24 bits of float32.
 
     The two together are the value rounded to 16 significant bits, at most 2⁻¹⁶ of it away.
 
@@ -63,6 +63,6 @@ def join_correction(weight: Tensor, correction: Tensor) -> Tensor:
     """
     bits = weight.view(torch.int16).to(torch.int32)
     # A zero has no smaller neighbour of its own sign; infinity has nothing to correct.
-    is_left_alone = ((bits == 0) & (correction < 0)) | ~weight.isfinite()
+    is_left_alone = ((weight == 0) & (correction < 0)) | ~weight.isfinite()
     more = correction.to(torch.int32).masked_fill_(is_left_alone, 0)
     return (bits << 16).add_(more << 8).view(torch.float32)
