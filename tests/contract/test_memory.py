@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adarankgrad.core.memory import adam_state_bytes, projected_state_bytes
 from adarankgrad.core.projection import layout_of
+from adarankgrad.optim.report import bytes_of
+from allocations import Allocations, LiveMemory
 
 from .problems import MATRICES, gradient, make_params, skip_at_fixed_rank, train
 
@@ -61,26 +61,6 @@ def plain_bytes(optimizer, param):
     is_wide = is_rounded and param.dtype is torch.bfloat16
     width = 4 if is_wide else param.element_size()
     return adam_state_bytes(param.numel(), width, state_dtype=optimizer.defaults["state_dtype"])
-
-
-class Allocations(TorchDispatchMode):
-    """Notes the elements of every new tensor that an operation returns."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            is_new = isinstance(tensor, Tensor) and (
-                tensor.untyped_storage().data_ptr() not in self.known
-            )
-            if is_new:
-                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-                self.largest = max(self.largest, elements)
-        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -145,6 +125,28 @@ def test_bytes_fall_in_proportion_when_ranks_fall(case):
     assert (small - norms) * large_rank == large - norms
     held = sum(held_bytes(optimizer, param) - sketch_bytes(optimizer, param) for _, param in params)
     assert held == small
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_process_holds_fewer_bytes_after_a_refresh_to_a_lower_rank(case, dtype):
+    """Counted where memory is allocated, by whatever still holds it."""
+    with LiveMemory() as live:
+        params = make_params(dtype)[:3]
+        optimizer = case.build(params, refresh_energy=None, refresh_relative_norm=None)
+        skip_at_fixed_rank(optimizer)
+        held = {}
+        for rank in (5, 1):
+            for _ in range(6):
+                for _, param in params:  # singular values 1, as many as the rank
+                    param.grad = torch.eye(*param.shape, dtype=dtype)
+                    param.grad[rank:] = 0
+                optimizer.step()
+            waiting = sum(sketch_bytes(optimizer, param) for _, param in params)
+            spectra = sum(bytes_of(optimizer.state[param].get("energies")) for _, param in params)
+            reported = optimizer.report().state_bytes - waiting
+            held[rank] = (live.num_bytes() - waiting - spectra, reported)
+    fall_of_process, fall_of_report = (held[5][index] - held[1][index] for index in range(2))
+    assert fall_of_process == fall_of_report > 0
 
 
 def test_state_is_smaller_than_that_of_adamw(case):

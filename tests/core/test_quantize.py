@@ -1,4 +1,4 @@
-"""Eight bits a value: error bounds, zeros, rounding that is right on average, any shape and scale."""
+"""Eight bits a value: error bounds, zeros, rounding that is right on average, any scale."""
 
 from __future__ import annotations
 

@@ -71,9 +71,14 @@ def assert_same_run(first, second):
         {"optimizer": "adamw"},
         {"optimizer": "adarankgrad", "max_rank": 8, "optimizer_args": {"refresh_max_gap": 3}},
         {"optimizer": "adarankgrad", "precision": "bfloat16", "lr_schedule": "linear"},
+        {
+            "optimizer": "adarankgrad",
+            "precision": "bfloat16",
+            "optimizer_args": {"weight_rounding": "corrected", "state_dtype": "int8"},
+        },
         {"optimizer": "adamw", "gradient_accumulation": 2, "precision": "mixed-bfloat16"},
     ],
-    ids=["adamw", "adarankgrad", "bfloat16", "accumulation"],
+    ids=["adamw", "adarankgrad", "bfloat16", "corrected", "accumulation"],
 )
 def test_a_stopped_run_resumes_to_the_same_losses_and_weights(settings, stop_after, changes):
     run(settings("whole", **changes))

@@ -40,6 +40,7 @@ from adarankgrad.train.optimizers import (
     build_optimizer,
     group_parameters,
     projected_parameters,
+    widen_corrected_weights,
 )
 from adarankgrad.train.presets import ModelPlan, build_model, plan_model
 from adarankgrad.train.recorder import METRICS_NAME, Recorder
@@ -343,10 +344,11 @@ def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) 
 
     model: Any = trainer.model
     model.config.use_cache = True
+    summary = _summarize(run, trainer)
+    widen_corrected_weights(model, trainer.recorder.optimizer)
     with staged_folder(run.run_dir / MODEL_FOLDER) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    summary = _summarize(run, trainer)
     write_atomic(run.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
     write_plots(run.run_dir)
     write_report(run.run_dir)
@@ -373,7 +375,7 @@ def _summarize(run: _Run, trainer: RunTrainer) -> dict[str, Any]:
         "state_bytes": sizes.state_bytes,
         "projected_state_bytes": sizes.projected_state_bytes,
         "adamw_projected_state_bytes": sizes.adamw_projected_state_bytes,
-        "weight_bytes": _num_bytes(weights),
+        "weight_bytes": _num_bytes(weights) + sizes.correction_bytes,
         "gradient_bytes": _num_bytes([weight for weight in weights if weight.requires_grad]),
         "peak_bytes": peak_bytes,
         "peak_bytes_source": peak_source,
