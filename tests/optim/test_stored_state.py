@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -95,37 +94,39 @@ def test_rounding_to_the_nearest_would_stop_a_slow_second_moment(form):
 
 
 @pytest.mark.parametrize("form", COMPACT)
-@pytest.mark.parametrize("side", ["short", "long"])
-def test_moments_in_a_basis_follow_those_in_float32(form, side):
-    """One basis throughout, so that the two optimizers see the same coordinates."""
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(40, 300, generator=generator) for _ in range(100)]
+def test_moments_in_a_basis_follow_those_in_float32(form):
+    """One basis throughout, so that both optimizers see the same coordinates.
+
+    The largest column goes on; the others' moments fall from where 60 steps brought them.
+    """
+    gradient = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    gradient[:, 0] *= 10
+    last = torch.zeros_like(gradient)
+    last[:, 0] = gradient[:, 0]
     held = {}
     for dtype in ("float32", form):
-        weight = nn.Parameter(torch.zeros(40, 300))
+        weight = nn.Parameter(torch.zeros(16, 256))
         optimizer = AdaRankGrad(
             [("weight", weight)],
-            max_rank=8,
-            min_rank=8,
-            side=side,
+            max_rank=4,
+            min_rank=4,
             residual="none",
             refresh_max_gap=1000,
             state_dtype=dtype,
         )
-        for gradient in gradients:
-            weight.grad = gradient
+        for step in range(360):
+            weight.grad = gradient if step < 60 else last
             optimizer.step()
         held[dtype] = second_moment(optimizer, weight)
-    exact, compact = held["float32"], held[form]
-    # A moment was never much larger than it is: a quarter, as far as its gap is concerned.
-    gap = gap_of(form, 1.25 * exact, 1.25 * exact.amax(-1, keepdim=True))
-    # The path of a moment under noise: 0.1 % of |g² − v| a step, on average under (1 + t/1000)·g².
-    path = 100 * 0.001 * 1.1 * exact / (1 - 0.999**100)
-    deviation = (path * gap).sqrt()
-    # A mean of 2,400 values: five deviations of it. Single ones: gradients are heavy-tailed, eight.
+    exact, compact = (held[dtype][:, 1:] for dtype in ("float32", form))
+    # As above: a path up to the peak and down again, with gaps of the peak at most.
+    peak = exact / BETAS[1] ** 300
+    largest = held["float32"].amax(-1, keepdim=True)
+    variance = (2 * peak - exact) * gap_of(form, peak, largest)
     error = compact - exact
-    assert error.mean().abs() <= 5 * deviation.square().mean().sqrt() / math.sqrt(exact.numel())
-    assert (error.abs() <= 8 * deviation).all()
+    deviation_of_mean = (variance.mean() / exact.numel()).sqrt()
+    assert error.mean().abs() <= 5 * deviation_of_mean + 1e-3 * exact.mean()
+    assert (error.abs() <= 6 * variance.sqrt() + 1e-3 * exact).all()
 
 
 @pytest.mark.parametrize(("form", "bound"), [("bfloat16", 2**-8), ("int8", 4 / 127)])
