@@ -2,8 +2,8 @@
 
 A code q counts evenly spaced levels of a root of the share x / max|x| of its block: the square root
 for values with a sign, the fourth root for a second moment. So codes are dense near zero, where
-most values of a block lie, and a second moment's root, by which Adam divides, is as fine as a
-first moment. Neighbouring codes differ by 2/q and 4/q of the value: at the top of a block by 1.6 %,
+most values of a block lie, and a second moment's root, by which Adam divides, is finer than a first
+moment. Neighbouring codes differ by 2/q and 4/q of the value: at the top of a block by 1.6 %,
 at a thousandth of its largest value by 50 % of a first and 9 % of a second moment.
 
 An average that moves by 0.1 % a step would never leave its code if it were rounded to the nearest.

@@ -116,10 +116,10 @@ class AdaRankGrad(SubspaceOptimizer):
             ``min_rank``, or at a step if a gradient is sparse.
 
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m (m·r + r·n + r without the
-    second moment), float32 (float64 under float64 weights), and one gradient in the basis at a
-    time. A refresh needs two sketches of ceiling width, and a float32 copy of one half-precision
-    gradient. A residual needs temporaries of the matrix: up to seven for ``orthogonalized``, where
-    the matrix is square, else two.
+    second moment), float32 (float64 under float64 weights) or as ``state_dtype`` and
+    ``basis_dtype`` say, and one gradient in the basis at a time. A refresh needs two sketches of
+    ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
+    of the matrix: up to seven for ``orthogonalized``, where the matrix is square, else two.
 
     Example:
         >>> import torch

@@ -182,7 +182,8 @@ class SubspaceOptimizer(Optimizer):
                 taken apart, or the model has no projected weight of this optimizer.
 
         Memory: between backward and step, (k + 8)·n elements a matrix at rank k; at the two steps
-        of a refresh, k is the ceiling plus oversampling, and m of them more.
+        of a refresh, k is the ceiling plus oversampling, and m of them more. A basis in a compact
+        form is held in float32 for as long.
         """
         return BackwardAccumulation(self, model, num_micro_batches)
 

@@ -239,7 +239,7 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
 
 
 def widen_corrected_weights(model: nn.Module, optimizer: Optimizer) -> None:
-    """Turn a bfloat16 model into the float32 one that its optimizer trained, where it has more bits.
+    """Give a bfloat16 model the float32 weights that its optimizer holds, where it holds any.
 
     Training cannot go on afterwards.
     """
