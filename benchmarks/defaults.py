@@ -2,6 +2,7 @@
 
     python benchmarks/defaults.py
     python benchmarks/defaults.py --only carry bias_correction --seeds 0 1 2
+    python benchmarks/defaults.py --only state_dtype --steps 400 --result state_dtype
 
 The model, text and batches of ``pretrain_small.py``, at one pair of learning rates. Every row
 differs from the defaults in what its name says. "Against defaults" is the median over seeds of the
@@ -38,6 +39,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "residual": "none",
         "energy": 0.9,
     },
+    "state_dtype=bfloat16": {"state_dtype": "bfloat16"},
+    "state_dtype=int8": {"state_dtype": "int8"},
+    "state_dtype=int8, basis bfloat16": {"state_dtype": "int8", "basis_dtype": "bfloat16"},
+    "state_dtype=int8, basis int8": {"state_dtype": "int8", "basis_dtype": "int8"},
     "residual_scale=1": {"residual_scale": 1.0},
     "residual_scale=4": {"residual_scale": 4.0},
     "residual=normalized": {"residual": "normalized"},
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--plain-lr", type=float, default=8e-3)
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of rows to run")
+    parser.add_argument("--result", help="name of the result; default: defaults or defaults_partly")
     arguments = parser.parse_args()
     names = ["defaults"] + [
         name for name in VARIANTS if name != "defaults" and name.startswith(tuple(arguments.only))
@@ -95,7 +101,8 @@ def main() -> None:
         key: getattr(arguments, key) for key in ("steps", "batch_size", "lr", "plain_lr", "seeds")
     }
     commits = sorted({run["commit"] for run in results})
-    name = "defaults" if len(names) == len(VARIANTS) else "defaults_partly"
+    whole_or_part = "defaults" if len(names) == len(VARIANTS) else "defaults_partly"
+    name = arguments.result or whole_or_part
     finish(name, {**settings, "commits_of_runs": commits, "variants": summary})
 
 

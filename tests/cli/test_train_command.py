@@ -154,6 +154,26 @@ def test_methods_of_fixed_rank_train_at_the_rank_asked_for(
     assert summary["projected_state_bytes"] < summary["adamw_projected_state_bytes"] / 3
 
 
+def test_a_corrected_bfloat16_run_saves_the_float32_weights_it_trained(
+    folder, capfd, without_figures
+):
+    flags = tiny_flags(
+        optimizer="adarankgrad",
+        precision="bfloat16",
+        optimizer_args="weight_rounding=corrected,state_dtype=int8",
+    )
+    assert call("train", *flags, "--json") == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    weights = load_file(folder / "run" / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert '"float32"' in (folder / "run" / "model" / "config.json").read_text()
+    for name, weight in weights.items():  # more than bfloat16 holds, no more than 24 bits
+        assert not torch.equal(weight, weight.bfloat16().float()), name
+        assert not (weight.view(torch.int32) & 0xFF).any(), name
+    num_weights = sum(weight.numel() for weight in weights.values())
+    assert summary["weight_bytes"] == 3 * num_weights
+
+
 def test_flags_override_the_config_file_and_both_override_defaults(folder, capfd, without_figures):
     (folder / "run.toml").write_text(
         'optimizer = "adamw"\nlr = 0.003\nseed = 5\nmax_rank = 0.5\n'

@@ -71,6 +71,7 @@ FREQUENT: dict[str, Any] = {
 _NAMES_AT_FIXED_RANK = {"max_rank": "rank", "refresh_max_gap": "refresh_every"}
 
 PAPER: dict[str, Any] = {"energy": 0.9, "residual": "none"}
+INT8: dict[str, Any] = {"state_dtype": "int8", "basis_dtype": "int8"}
 
 CASES = [
     Case("adarankgrad-default", AdaRankGrad),
@@ -92,7 +93,15 @@ CASES = [
     Case("adarankgrad-residual-fira", AdaRankGrad, {"residual": "fira"}),
     Case("adarankgrad-residual-normalized", AdaRankGrad, {"residual": "normalized"}),
     Case("adarankgrad-update-orthogonalized", AdaRankGrad, {"update": "orthogonalized"}),
+    Case("adarankgrad-bfloat16-state", AdaRankGrad, {**PAPER, "state_dtype": "bfloat16"}),
+    Case("adarankgrad-int8-state", AdaRankGrad, {"state_dtype": "int8"}),
+    Case("adarankgrad-int8-all", AdaRankGrad, {**PAPER, **INT8}),
+    Case("adarankgrad-sketched-int8", AdaRankGrad, {"basis": "sketched", **INT8}, first_update=1),
+    Case("adarankgrad-bfloat16-basis", AdaRankGrad, {"basis_dtype": "bfloat16"}),
+    Case("adarankgrad-stochastic", AdaRankGrad, {"weight_rounding": "stochastic"}),
+    Case("adarankgrad-corrected", AdaRankGrad, {**PAPER, **INT8, "weight_rounding": "corrected"}),
     Case("galore", GaLore, {"scale": 1.0}),
+    Case("galore-int8", GaLore, {"scale": 1.0, **INT8, "weight_rounding": "stochastic"}),
     # Its bases change signs at random, and kept moments then point the wrong way for a while.
     Case("galore-randomized", GaLore, {"basis": "randomized", "scale": 1.0}, learned_loss=0.15),
     Case("fira", Fira, {"scale": 1.0}),

@@ -6,23 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adarankgrad.core.memory import adam_state_bytes, projected_state_bytes
 from adarankgrad.core.projection import layout_of
+from adarankgrad.optim.report import bytes_of
+from allocations import Allocations, LiveMemory
 
 from .problems import MATRICES, gradient, make_params, skip_at_fixed_rank, train
 
 NUM_STEPS = 7
 
 
-def held_bytes(optimizer, param):
+def held_bytes(optimizer, param, but_for=()):
     """Bytes of memory that the state of a parameter keeps alive, views of more included."""
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for key, value in optimizer.state[param].items()
-        if isinstance(value, Tensor) and key not in ("step", "energies")
+        if isinstance(value, Tensor) and key not in ("step", "energies", *but_for)
     }
     return sum(storages.values())
 
@@ -38,28 +38,29 @@ def expected_bytes(optimizer, layout, rank, bytes_per_element=4):
     has_norm = optimizer.defaults["residual"].startswith("fira")
     norm_bytes = layout.num_matrices * bytes_per_element if has_norm else 0
     num_moments = 1 if optimizer.defaults["update"] == "orthogonalized" else 2
-    held = projected_state_bytes(layout, rank, bytes_per_element, num_moments=num_moments)
+    held = projected_state_bytes(
+        layout,
+        rank,
+        bytes_per_element,
+        num_moments=num_moments,
+        state_dtype=optimizer.defaults["state_dtype"],
+        basis_dtype=optimizer.defaults["basis_dtype"],
+    )
     return held + norm_bytes
 
 
-class Allocations(TorchDispatchMode):
-    """Notes the elements of every new tensor that an operation returns."""
+def correction_bytes(optimizer, param):
+    """One byte a weight where bfloat16 weights have eight more bits."""
+    is_corrected = optimizer.defaults["weight_rounding"] == "corrected"
+    return param.numel() if is_corrected and param.dtype is torch.bfloat16 else 0
 
-    def __init__(self, known):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.largest = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            is_new = isinstance(tensor, Tensor) and (
-                tensor.untyped_storage().data_ptr() not in self.known
-            )
-            if is_new:
-                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-                self.largest = max(self.largest, elements)
-        return result
+def plain_bytes(optimizer, param):
+    """Two moments: in the weight's dtype, in float32 beside rounded weights, or as was asked."""
+    is_rounded = optimizer.defaults["weight_rounding"] != "nearest"
+    is_wide = is_rounded and param.dtype is torch.bfloat16
+    width = 4 if is_wide else param.element_size()
+    return adam_state_bytes(param.numel(), width, state_dtype=optimizer.defaults["state_dtype"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -76,10 +77,13 @@ def test_measured_state_bytes_equal_the_arithmetic_after_every_step(case, dtype)
             layout = layout_of(param.shape, side)
             expected = expected_bytes(optimizer, layout, layer.rank, state_element_size)
             expected += sketch_bytes(optimizer, param)
-            assert held_bytes(optimizer, param) == expected == layer.state_bytes
+            without = held_bytes(optimizer, param, but_for=["correction"])
+            assert without == expected == layer.state_bytes
+            assert held_bytes(optimizer, param) == expected + correction_bytes(optimizer, param)
         bias = params[-1][1]
-        plain_bytes = adam_state_bytes(bias.numel(), bias.element_size())
-        assert held_bytes(optimizer, bias) == plain_bytes == report.plain_state_bytes
+        expected = plain_bytes(optimizer, bias)
+        assert held_bytes(optimizer, bias, but_for=["correction"]) == expected
+        assert report.plain_state_bytes == expected
         held = sum(held_bytes(optimizer, param) for _, param in params)
         assert held == report.state_bytes
 
@@ -121,6 +125,28 @@ def test_bytes_fall_in_proportion_when_ranks_fall(case):
     assert (small - norms) * large_rank == large - norms
     held = sum(held_bytes(optimizer, param) - sketch_bytes(optimizer, param) for _, param in params)
     assert held == small
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_process_holds_fewer_bytes_after_a_refresh_to_a_lower_rank(case, dtype):
+    """Counted where memory is allocated, by whatever still holds it."""
+    with LiveMemory() as live:
+        params = make_params(dtype)[:3]
+        optimizer = case.build(params, refresh_energy=None, refresh_relative_norm=None)
+        skip_at_fixed_rank(optimizer)
+        held = {}
+        for rank in (5, 1):
+            for _ in range(6):
+                for _, param in params:  # singular values 1, as many as the rank
+                    param.grad = torch.eye(*param.shape, dtype=dtype)
+                    param.grad[rank:] = 0
+                optimizer.step()
+            waiting = sum(sketch_bytes(optimizer, param) for _, param in params)
+            spectra = sum(bytes_of(optimizer.state[param].get("energies")) for _, param in params)
+            reported = optimizer.report().state_bytes - waiting
+            held[rank] = (live.num_bytes() - waiting - spectra, reported)
+    fall_of_process, fall_of_report = (held[5][index] - held[1][index] for index in range(2))
+    assert fall_of_process == fall_of_report > 0
 
 
 def test_state_is_smaller_than_that_of_adamw(case):

@@ -9,6 +9,7 @@ from .problems import (
     assert_same_bits,
     make_params,
     ranks_of,
+    skip_where_rounded_at_random,
     skip_where_weights_depend_on_others,
     train,
     weights_of,
@@ -32,6 +33,7 @@ def test_a_group_that_is_not_projected_equals_adamw_bit_for_bit(case, dtype, opt
     # The published preset has an eps of its own.
     options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **options}
     optimizer = case.build([{"params": params, "project": False}], **options, **AS_TORCH)
+    skip_where_rounded_at_random(optimizer, dtype)
     train(optimizer, params, range(10))
     train(torch.optim.AdamW([param for _, param in expected], **options), expected, range(10))
     assert_same_bits(weights_of(params), weights_of(expected))
@@ -39,7 +41,9 @@ def test_a_group_that_is_not_projected_equals_adamw_bit_for_bit(case, dtype, opt
 
 def test_vectors_equal_adamw_bit_for_bit_beside_projected_matrices(case):
     params, expected = make_params(), make_params()[3:]
-    train(case.build(params, weight_decay=0.1, eps=1e-8, **AS_TORCH), params, range(10))
+    optimizer = case.build(params, weight_decay=0.1, eps=1e-8, **AS_TORCH)
+    skip_where_rounded_at_random(optimizer)
+    train(optimizer, params, range(10))
     adamw = torch.optim.AdamW([param for _, param in expected], lr=0.01, weight_decay=0.1)
     train(adamw, expected, range(10))
     assert torch.equal(params[3][1], expected[0][1])
@@ -68,7 +72,7 @@ def test_groups_with_options_of_their_own_equal_optimizers_of_their_own(case):
 
 def test_a_matrix_that_is_really_a_vector_falls_back_to_adamw_with_one_warning(case):
     param, expected = (torch.nn.Parameter(torch.ones(1, 9)) for _ in range(2))
-    optimizer = case.build([("gate", param)], eps=1e-8, **AS_TORCH)
+    optimizer = case.build([("gate", param)], eps=1e-8, **AS_TORCH, state_dtype="float32")
     adamw = torch.optim.AdamW([expected], lr=0.01, weight_decay=0.0)
     for step in range(3):
         param.grad = expected.grad = torch.arange(1.0, 10.0).view(1, 9) - 3 * step

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from adarankgrad import AdaRankGrad
 from adarankgrad.core.memory import (
+    STATE_DTYPES,
     adam_state_bytes,
     projected_gradient_bytes,
     projected_state_bytes,
@@ -32,6 +33,19 @@ def test_a_tall_matrix_by_hand():
     assert adam_state_bytes(1000, bytes_per_element=2) == 4000
 
 
+def test_compact_forms_by_hand():
+    """Rank 4 of 100 x 10: a moment's rows of 100 columns have a scale of 4 bytes each."""
+    layout = layout_of(torch.Size((100, 10)))
+    assert projected_state_bytes(layout, 4, state_dtype="bfloat16") == 4 * (10 * 4 + 2 * 200 + 4)
+    assert projected_state_bytes(layout, 4, state_dtype="int8") == 4 * (10 * 4 + 2 * 104 + 4)
+    in_eight_bits = {"state_dtype": "int8", "basis_dtype": "int8"}
+    assert projected_state_bytes(layout, 4, **in_eight_bits) == 4 * (14 + 2 * 104 + 4)
+    assert projected_state_bytes(layout, 0, **in_eight_bits) == 0
+    assert adam_state_bytes(1000, state_dtype="bfloat16") == 4000
+    assert adam_state_bytes(1000, state_dtype="int8") == 2 * (1000 + 4 * 4)
+    assert adam_state_bytes(1024, state_dtype="int8") == 2 * (1024 + 4 * 4)
+
+
 def test_a_stack_holds_the_state_of_each_of_its_matrices():
     stacked = layout_of(torch.Size((5, 8, 6)), is_stacked=True)
     alone = layout_of(torch.Size((8, 6)))
@@ -51,17 +65,20 @@ def test_the_long_side_never_holds_more_than_the_short_one():
     is_stacked=st.booleans(),
     rank=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    forms=st.fixed_dictionaries(
+        {name: st.sampled_from(STATE_DTYPES) for name in ("state_dtype", "basis_dtype")}
+    ),
 )
-def test_it_equals_the_bytes_that_the_optimizer_holds(shape, side, is_stacked, rank, dtype):
+def test_it_equals_the_bytes_that_the_optimizer_holds(shape, side, is_stacked, rank, dtype, forms):
     weight = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
-    optimizer = AdaRankGrad(
-        [weight], side=side, stacked=is_stacked, max_rank=rank, min_rank=rank, energy=1.0
-    )
+    ranks = {"max_rank": rank, "min_rank": rank, "energy": 1.0}
+    optimizer = AdaRankGrad([weight], side=side, stacked=is_stacked, **ranks, **forms)
     weight.grad = torch.randn(shape).to(dtype)
     optimizer.step()
     layout = layout_of(weight.shape, side, is_stacked=is_stacked)
     width = 8 if dtype is torch.float64 else 4
-    expected = projected_state_bytes(layout, min(rank, layout.num_rows, layout.num_cols), width)
+    rank = min(rank, layout.num_rows, layout.num_cols)
+    expected = projected_state_bytes(layout, rank, width, **forms)
     held = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
     # Storages, not views: a slice of a larger tensor would hold all of it.
     assert sum(value.untyped_storage().nbytes() for value in held) == expected

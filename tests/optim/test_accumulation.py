@@ -28,9 +28,11 @@ from .accumulated_network import (
 )
 
 
-def test_it_is_training_without_hooks_bit_for_bit():
-    expected = train(*build(in_backward=False))
-    assert_equal(train(*build(in_backward=True)), expected)
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+def test_it_is_training_without_hooks_bit_for_bit(form):
+    forms = {"state_dtype": form, "basis_dtype": form}
+    expected = train(*build(in_backward=False, **forms))
+    assert_equal(train(*build(in_backward=True, **forms)), expected)
 
 
 @pytest.mark.parametrize("in_backward", [False, True])

@@ -225,7 +225,7 @@ def test_a_state_of_another_optimizer_or_shape_is_refused_by_name():
         optimizer.load_state_dict({**optimizer.state_dict(), "state": adamw.state_dict()["state"]})
     optimizer.step()
     other = AdaRankGrad([weight(10, 8)])
-    with pytest.raises(ValueError, match="of another optimizer, shape or side"):
+    with pytest.raises(ValueError, match="of another optimizer, shape, side or form"):
         other.load_state_dict(optimizer.state_dict())
 
 

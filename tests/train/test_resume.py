@@ -50,6 +50,11 @@ def stop_after(monkeypatch):
         {"optimizer": "adamw"},
         {"optimizer": "adarankgrad", "max_rank": 8, "optimizer_args": {"refresh_max_gap": 3}},
         {"optimizer": "adarankgrad", "precision": "bfloat16", "lr_schedule": "linear"},
+        {
+            "optimizer": "adarankgrad",
+            "precision": "bfloat16",
+            "optimizer_args": {"weight_rounding": "corrected", "state_dtype": "int8"},
+        },
         {"optimizer": "adamw", "gradient_accumulation": 2, "precision": "mixed-bfloat16"},
         {
             "optimizer": "adarankgrad",
@@ -58,7 +63,7 @@ def stop_after(monkeypatch):
             "optimizer_args": {"refresh_max_gap": 3},
         },
     ],
-    ids=["adamw", "adarankgrad", "bfloat16", "accumulation", "in backward"],
+    ids=["adamw", "adarankgrad", "bfloat16", "corrected", "accumulation", "in backward"],
 )
 def test_a_stopped_run_resumes_to_the_same_losses_and_weights(settings, stop_after, changes):
     run(settings("whole", **changes))

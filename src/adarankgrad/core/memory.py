@@ -6,39 +6,34 @@ from typing import Literal, get_args
 
 from .measurement import NUM_PROBES
 from .projection import Layout
+from .quantize import num_blocks
 
-StoredDtype = Literal["float32", "bfloat16", "int8"]
-STORED_DTYPES: tuple[str, ...] = get_args(StoredDtype)
+StateDtype = Literal["float32", "bfloat16", "int8"]
+STATE_DTYPES: tuple[str, ...] = get_args(StateDtype)
 
-BLOCK_SIZE = 256
-"""Elements along a row that share one float32 scale in 8 bits."""
-
-_SCALE_BYTES = 4
 _SMALLEST_QUANTIZED = 4096
 """bitsandbytes keeps the moments of smaller weights in float32."""
 
 
 def stored_bytes(
-    num_rows: int, num_cols: int, stored: str = "float32", bytes_per_element: int = 4
+    num_rows: int, num_cols: int, dtype: StateDtype = "float32", bytes_per_element: int = 4
 ) -> int:
-    """Bytes of a matrix that is kept in a dtype.
+    """Bytes of state of this shape: in int8, each row has a float32 scale for every 256 columns.
 
     Args:
-        num_rows: at least 0.
-        num_cols: at least 0; in 8 bits every `BLOCK_SIZE` elements of a row have one float32 scale.
-        stored: one of `STORED_DTYPES`.
-        bytes_per_element: of ``float32``; 8 where state is float64 instead.
+        num_rows: rows.
+        num_cols: columns.
+        dtype: the form that it is kept in.
+        bytes_per_element: of float32 state; 8 under float64 weights.
 
     Raises:
-        ValueError: if ``stored`` is unknown.
+        ValueError: if ``dtype`` is unknown.
     """
-    if stored == "float32":
-        return num_rows * num_cols * bytes_per_element
-    if stored == "bfloat16":
-        return num_rows * num_cols * 2
-    if stored == "int8":
-        return num_rows * (num_cols + _SCALE_BYTES * -(-num_cols // BLOCK_SIZE))
-    raise ValueError(f"state must be kept in one of {', '.join(STORED_DTYPES)}, got {stored!r}")
+    if dtype not in STATE_DTYPES:
+        raise ValueError(f"state is kept in one of {', '.join(STATE_DTYPES)}, got {dtype!r}")
+    if dtype == "int8":
+        return num_rows * (num_cols + 4 * num_blocks(num_cols))
+    return num_rows * num_cols * (2 if dtype == "bfloat16" else bytes_per_element)
 
 
 def projected_state_bytes(
@@ -47,18 +42,20 @@ def projected_state_bytes(
     bytes_per_element: int = 4,
     *,
     num_moments: int = 2,
-    state_dtype: str = "float32",
-    basis_dtype: str = "float32",
+    state_dtype: StateDtype = "float32",
+    basis_dtype: StateDtype = "float32",
 ) -> int:
     """Bytes of a basis and the moments in it: m·r + 2·r·n + r elements a matrix for Adam.
+
+    Proportional to the rank.
 
     Args:
         layout: how the weight is projected.
         rank: r, columns of the basis, at least 0.
         bytes_per_element: 4 for float32 state, 8 for float64.
         num_moments: 2, or 1 for an update without second moment.
-        state_dtype: what the moments are kept in, one of `STORED_DTYPES`.
-        basis_dtype: the same for the basis, whose columns are its rows in 8 bits.
+        state_dtype: the form of the moments.
+        basis_dtype: the form of the basis, whose columns are its rows here.
     """
     basis = stored_bytes(rank, layout.num_rows, basis_dtype, bytes_per_element)
     moment = stored_bytes(rank, layout.num_cols, state_dtype, bytes_per_element)
@@ -66,14 +63,17 @@ def projected_state_bytes(
     return layout.num_matrices * (basis + num_moments * moment + seen)
 
 
-def adam_state_bytes(num_weights: int, bytes_per_element: int = 4) -> int:
+def adam_state_bytes(
+    num_weights: int, bytes_per_element: int = 4, *, state_dtype: StateDtype = "float32"
+) -> int:
     """Bytes of Adam's two full-size moments for this many weights.
 
     Args:
         num_weights: elements of the weight.
         bytes_per_element: torch keeps Adam's moments in the weight's dtype: 4, or 2 in bfloat16.
+        state_dtype: the form of the moments.
     """
-    return 2 * num_weights * bytes_per_element
+    return 2 * stored_bytes(1, num_weights, state_dtype, bytes_per_element)
 
 
 def quantized_adam_state_bytes(num_weights: int) -> int:
@@ -122,8 +122,3 @@ def exact_svd_bytes(layout: Layout) -> int:
     """
     short, long = sorted((layout.num_rows, layout.num_cols))
     return 4 * layout.num_matrices * (2 * long * short + short * short) + 4 * 4 * short * short
-
-
-def correction_bytes(num_weights: int) -> int:
-    """Bytes of the 8-bit corrections that make bfloat16 weights exact to 24 bits."""
-    return num_weights

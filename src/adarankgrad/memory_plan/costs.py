@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarankgrad.core.memory import adam_state_bytes, quantized_adam_state_bytes
-from adarankgrad.memory_plan.projected import ProjectedCost, correction_of, projected_costs
+from adarankgrad.memory_plan.projected import ProjectedCost, projected_costs, rounding_bytes
 from adarankgrad.optim.engine import SubspaceOptimizer
+from adarankgrad.optim.options import correction_bytes, plain_bytes
 from adarankgrad.optim.report import named_parameters
+from adarankgrad.optim.weight_rounding import CHUNK
 
 Group = dict[str, Any]
 
@@ -77,11 +79,13 @@ def subspace_costs(
     projected = projected_costs(optimizer, device, accumulates=accumulates, **changes)
     plain_groups = _plain_groups(optimizer, set(projected))
     plain_state = sum(
-        _plain_state_bytes(weight, {**group, **changes})
+        plain_bytes(weight, {**group, **changes}) + correction_bytes(weight, {**group, **changes})
         for group, weights in plain_groups
         for weight in weights
     )
-    workspaces = [_adamw_workspace(weights, device) for _, weights in plain_groups]
+    workspaces = [
+        _plain_workspace(weights, {**group, **changes}, device) for group, weights in plain_groups
+    ]
     return Costs(
         _stages(projected, plain_state, accumulates),
         max([*workspaces, *(cost.step_workspace for cost in projected.values())], default=0),
@@ -115,14 +119,14 @@ def _plain_groups(
     return groups
 
 
-def _plain_state_bytes(weight: Tensor, options: Group) -> int:
-    stored = options.get("state_dtype", "float32")
-    if stored == "int8":
-        moments = quantized_adam_state_bytes(weight.numel())
-    else:  # torch's own keep the weight's dtype
-        width = 2 if stored == "bfloat16" else weight.element_size()
-        moments = adam_state_bytes(weight.numel(), width)
-    return moments + correction_of(weight, options)
+def _plain_workspace(weights: Sequence[Tensor], options: Group, device: str) -> int:
+    """AdamW's, or what a chunk of weights needs where arithmetic is wider than what is kept."""
+    is_chunked = options["state_dtype"] != "float32" or options["weight_rounding"] != "nearest"
+    if not is_chunked:
+        return _adamw_workspace(weights, device)
+    # Gradient, moments and their root in float32, beside what the weights are rounded through.
+    largest = max((weight.numel() for weight in weights), default=0)
+    return 5 * 4 * min(CHUNK, largest) + rounding_bytes(largest)
 
 
 def _adamw_workspace(weights: Sequence[Tensor], device: str) -> int:

@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from adarankgrad.core.measurement import NUM_PROBES
-from adarankgrad.core.memory import (
-    correction_bytes,
-    exact_svd_bytes,
-    projected_gradient_bytes,
-    projected_state_bytes,
-)
+from adarankgrad.core.memory import exact_svd_bytes, projected_gradient_bytes
 from adarankgrad.core.projection import Layout
 from adarankgrad.core.residual import STATELESS_RESIDUALS, stateless_residual
 from adarankgrad.memory_plan.live_bytes import LiveBytes
@@ -25,8 +20,14 @@ from adarankgrad.optim.basis_refresh import oversampling_of
 from adarankgrad.optim.budget import RankBudget, budget_bytes, claimant_of
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.matrix_state import layout_for
-from adarankgrad.optim.options import num_moments, rank_bounds
+from adarankgrad.optim.options import (
+    correction_bytes,
+    matrix_bytes,
+    num_moments,
+    rank_bounds,
+)
 from adarankgrad.optim.report import named_parameters
+from adarankgrad.optim.weight_rounding import CHUNK
 
 Options = dict[str, Any]
 
@@ -102,30 +103,18 @@ def _cost(
     short = min(layout.num_rows, layout.num_cols)
     num_columns = min(ceiling + oversampling_of(options, ceiling), short) if has_basis else 0
     held = functools.partial(projected_gradient_bytes, layout, bytes_per_element=width)
-    state = projected_state_bytes(
-        layout,
-        rank,
-        width,
-        num_moments=num_moments(options),
-        state_dtype=options.get("state_dtype", "float32"),
-        basis_dtype=options.get("basis_dtype", "float32"),
-    )
-    state += correction_of(weight, options)
     space = _Workspace(layout, rank, num_columns, ceiling, weight.dtype, device, options)
     return ProjectedCost(
-        state=state,
+        state=matrix_bytes(weight, layout, rank, options) + correction_bytes(weight, options),
         sketch=layout.num_matrices * layout.num_rows * num_columns * width,
-        held_at_sketch=held(rank, num_columns=num_columns),
+        # A basis that is kept in fewer bits is held in float32 until the step.
+        held_at_sketch=held(
+            rank, num_columns=num_columns, owns_basis=options["basis_dtype"] != "float32"
+        ),
         held_at_refresh=held(num_columns, owns_basis=True),
         step_workspace=space.of_projected_step() if accumulates else space.of_step(),
         backward_workspace=space.in_backward(),
     )
-
-
-def correction_of(weight: Tensor, options: Options) -> int:
-    """Bytes of the correction that makes a bfloat16 weight exact, where it is asked for."""
-    is_corrected = options.get("weight_rounding") == "corrected" and weight.element_size() == 2
-    return correction_bytes(weight.numel()) if is_corrected else 0
 
 
 @dataclass(frozen=True)
@@ -202,17 +191,16 @@ class _Workspace:
     def _dequantized(self) -> int:
         """Float32 copies of state that is kept in fewer bits."""
         m, n, r, _, _ = self._sizes()
-        is_small = self.options.get("state_dtype", "float32") != "float32"
-        is_small_basis = self.options.get("basis_dtype", "float32") != "float32"
+        is_small = self.options["state_dtype"] != "float32"
+        is_small_basis = self.options["basis_dtype"] != "float32"
         moments = num_moments(self.options) * n * is_small
         return self._elements(r * (moments + m * is_small_basis))
 
     def _rounded(self) -> int:
-        """A weight's float32 copy and the random bits that it is rounded by."""
-        is_exact = self.options.get("weight_rounding", "nearest") == "nearest"
-        if is_exact or self.dtype.itemsize >= 4:
-            return 0
-        return self._elements(2 * self.layout.num_rows * self.layout.num_cols)
+        """What a weight is rounded through, so many entries at a time."""
+        is_rounded = self.options["weight_rounding"] != "nearest" and self.dtype.itemsize < 4
+        size = self.layout.num_matrices * self.layout.num_rows * self.layout.num_cols
+        return rounding_bytes(size) if is_rounded else 0
 
     def _sizes(self) -> tuple[int, int, int, int, int]:
         layout = self.layout
@@ -221,6 +209,11 @@ class _Workspace:
     def _elements(self, num_elements: int) -> int:
         width = torch.promote_types(self.dtype, torch.float32).itemsize
         return int(self.layout.num_matrices * num_elements * width)
+
+
+def rounding_bytes(num_weights: int) -> int:
+    """Float32 values of one chunk of a weight, and three temporaries to round them."""
+    return 4 * 4 * min(CHUNK, num_weights)
 
 
 @functools.cache

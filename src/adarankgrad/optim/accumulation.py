@@ -18,6 +18,7 @@ from .matrix_step import step_outside
 from .projected_grad import ProjectedGrad
 from .report import named_parameters
 from .sketched_refresh import plan_measurement
+from .stored_state import as_computed
 from .wrappers import check_is_unwrapped
 
 if TYPE_CHECKING:
@@ -122,11 +123,11 @@ class _Hook(NamedTuple):
 
     def _plan(self) -> Measurement:
         _, optimizer, param, group = self._referents()
-        state = optimizer.state_of(param, group)
+        state = as_computed(optimizer.state_of(param, group), group)
         return plan_measurement(state, group, layout_for(param, group), self.turn)
 
     def _step_outside(self, held: ProjectedGrad, grad: Tensor) -> None:
-        accumulation, _, param, group = self._referents()
+        accumulation, optimizer, param, group = self._referents()
         count = accumulation.num_micro_batches or 1
         if held.num_added > count:
             raise ValueError(
@@ -135,7 +136,8 @@ class _Hook(NamedTuple):
                 "backward passes of a step. Reentrant checkpointing brings the gradient of a "
                 "shared weight in parts: use it with use_reentrant=False"
             )
-        step_outside(param, group, 1.0 / count, held, grad)
+        state = optimizer.state_of(param, group)
+        step_outside(param, state, group, self.turn.name, 1.0 / count, held, grad)
 
     def _referents(
         self,

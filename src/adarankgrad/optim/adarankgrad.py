@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..core.adam import AdamConvention
 from ..core.carry import Carry
+from ..core.memory import StateDtype
 from ..core.projection import Side
 from ..core.rank import energy_from_residual
 from ..core.residual import Residual
 from .engine import SubspaceOptimizer
 from .gradient_checks import Nonfinite
 from .options import DEFAULT_MAX_RANK, BasisFinder, BiasCorrection, Update
+from .weight_rounding import WeightRounding
 
 
 class AdaRankGrad(SubspaceOptimizer):
@@ -90,6 +92,15 @@ class AdaRankGrad(SubspaceOptimizer):
         residual_scale: factor on that step, at least 0. At 1 an orthogonalised step has the size of
             Adam's on a matrix of full rank.
         adam_convention: ``torch``, or ``transformers`` (`core.adam.corrected_eps`).
+        state_dtype: what moments are kept in between steps, projected and plain: ``float32``
+            (of plain weights, the weight's dtype, as torch does), ``bfloat16``, or ``int8`` with a
+            scale for every 256. The compact forms are rounded at random, so that averages that
+            move slowly still move (`core.quantize`).
+        basis_dtype: the same for the basis, rounded to the nearest.
+        weight_rounding: of bfloat16 weights, which lose updates below 1/512 of a weight:
+            ``nearest``; ``stochastic``, right on average; or ``corrected``, with 8 more bits for
+            each in the state (`master_weights`). The last two step in float32. No effect on
+            float32 and float64 weights; float16 ones are refused.
         memory_budget: state bytes of all projected weights together, never exceeded: an int or text
             such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are allotted by captured
             energy per byte and anew at refreshes, below each weight's ``max_rank``; ``energy`` may
@@ -105,10 +116,10 @@ class AdaRankGrad(SubspaceOptimizer):
             ``min_rank``, or at a step if a gradient is sparse.
 
     Memory: m·r + 2·r·n + r state elements a matrix of projected side m (m·r + r·n + r without the
-    second moment), float32 (float64 under float64 weights), and one gradient in the basis at a
-    time. A refresh needs two sketches of ceiling width, and a float32 copy of one half-precision
-    gradient. A residual needs temporaries of the matrix: up to seven for ``orthogonalized``, where
-    the matrix is square, else two.
+    second moment), float32 (float64 under float64 weights) or as ``state_dtype`` and
+    ``basis_dtype`` say, and one gradient in the basis at a time. A refresh needs two sketches of
+    ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
+    of the matrix: up to seven for ``orthogonalized``, where the matrix is square, else two.
 
     Example:
         >>> import torch
@@ -154,6 +165,9 @@ class AdaRankGrad(SubspaceOptimizer):
         residual: Residual = "orthogonalized",
         residual_scale: float = 2.0,
         adam_convention: AdamConvention = "torch",
+        state_dtype: StateDtype = "float32",
+        basis_dtype: StateDtype = "float32",
+        weight_rounding: WeightRounding = "nearest",
         memory_budget: int | float | str | None = None,
         max_grad_norm: float | None = None,
         nonfinite: Nonfinite = "skip",

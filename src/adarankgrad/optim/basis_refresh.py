@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from ..core.refresh import (
     scheduled_reason,
     staggered_gap,
 )
+from .generators import generator_for
 from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds, refresh_rule
 
@@ -186,12 +186,6 @@ def _carry(basis: Tensor, state: State, options: Options) -> None:
         state["step"] = 0
     if options["bias_correction"] == "global":
         state["seen"].fill_(1.0 - beta2 ** state["step"])
-
-
-def generator_for(device: torch.device, seed: int, name: str, count: int) -> torch.Generator:
-    """A generator of its own for every refresh of every weight; the global one is never touched."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{count}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
 def can_be_factorised(matrix: Tensor) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.budget import allocate_ranks, gains_before_any_gradient, gains_of
-from ..core.memory import adam_state_bytes, projected_state_bytes
+from ..core.memory import adam_state_bytes
 from .matrix_state import layout_for
-from .options import num_moments, parse_budget, rank_bounds
+from .options import matrix_bytes, parse_budget, rank_bounds
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def claimant_of(param: Tensor, state: dict[str, Any], options: dict[str, Any]) -
     return Claimant(
         param=param,
         state=state,
-        cost=projected_state_bytes(layout, 1, width, num_moments=num_moments(options)),
+        cost=matrix_bytes(param, layout, 1, options),
         fixed=layout.num_matrices * width if options["residual"].startswith("fira") else 0,
         min_rank=min(min_rank, max_rank),
         max_rank=max_rank,

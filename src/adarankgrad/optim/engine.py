@@ -39,6 +39,7 @@ from .plain_step import step_plain
 from .projected_grad import ProjectedGrad
 from .report import OptimizerReport, build_report, named_parameters
 from .saved_state import check_saved_groups, check_state_fits, copied_to
+from .weight_rounding import check_can_be_rounded, master_weights
 
 Group = dict[str, Any]
 
@@ -104,6 +105,8 @@ class SubspaceOptimizer(Optimizer):
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
+            for param in self.param_groups[-1]["params"]:
+                check_can_be_rounded(param, self.param_groups[-1])
             self._check_common_options()
         except ValueError:
             self.param_groups.pop()
@@ -186,7 +189,8 @@ class SubspaceOptimizer(Optimizer):
             RuntimeError: in a backward pass or step, if a step was not followed by ``zero_grad``.
 
         Memory: between backward and step, (k + 8)·n elements a matrix at rank k; at the two steps
-        of a refresh, k is the ceiling plus oversampling, and m of them more.
+        of a refresh, k is the ceiling plus oversampling, and m of them more. A basis in a compact
+        form is held in float32 for as long.
         """
         accumulation = BackwardAccumulation(self, model, num_micro_batches)
         for earlier in self._accumulations:
@@ -194,6 +198,21 @@ class SubspaceOptimizer(Optimizer):
         still_used = [earlier for earlier in self._accumulations if earlier.params]
         self._accumulations = (*still_used, accumulation)
         return accumulation
+
+    def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict with the weights as the optimizer sees them.
+
+        With ``weight_rounding="corrected"`` a bfloat16 weight and its correction together are a
+        float32 number of 16 significant bits; it is returned as such, for saving. A weight that was
+        changed since the last step, by loading a model without its optimizer for example, is off by
+        half a unit in its last place at most. Everything else is as in ``model.state_dict()``.
+
+        Args:
+            model: whose weights are this optimizer's.
+
+        Memory: four bytes for each weight with a correction.
+        """
+        return master_weights(model, self.state)
 
     def state_of(self, param: Tensor, group: Group) -> Group:
         """State of a projected weight, made if there is none yet."""
@@ -237,7 +256,7 @@ class SubspaceOptimizer(Optimizer):
         for group, saved in zip(groups, saved_groups, strict=True):
             keys = saved["params"]
             saved.update({key: group[key] for key in ("params", "param_names") if key in group})
-            options = {**group, **saved}
+            options = {**ENGINE_DEFAULTS, **saved}  # as they will be, if the state is an older one
             members = zip(keys, named_parameters(group, groups), strict=True)
             for key, (name, param) in members:
                 if key in state:
@@ -300,7 +319,7 @@ class SubspaceOptimizer(Optimizer):
         return True
 
     def _step_all(self) -> None:
-        plain: list[tuple[Group, list[Tensor]]] = []
+        plain: list[tuple[Group, list[tuple[str, Tensor]]]] = []
         positions = itertools.count()
         budget = functools.cache(self._divide_budget)
         for group in self.param_groups:
@@ -312,9 +331,9 @@ class SubspaceOptimizer(Optimizer):
                 if self._is_projected(group, name, param):
                     self._step_projected(group, name, param, position, budget)
                 else:
-                    plain[-1][1].append(param)
-        for group, params in plain:
-            step_plain(group, params, [self.state[param] for param in params])
+                    plain[-1][1].append((name, param))
+        for group, named in plain:
+            step_plain(group, named, [self.state[param] for _, param in named])
 
     def _expire_held_gradients(self) -> None:
         for group in self.param_groups:

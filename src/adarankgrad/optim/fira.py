@@ -7,10 +7,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..core.adam import AdamConvention
+from ..core.memory import StateDtype
 from ..core.projection import Side
 from .engine import SubspaceOptimizer
 from .gradient_checks import Nonfinite
 from .options import DEFAULT_MAX_RANK, BasisFinder, with_fixed_rank
+from .weight_rounding import WeightRounding
 
 _RESIDUALS = {"paper": "fira", "official": "fira_official"}
 
@@ -48,6 +50,9 @@ class Fira(SubspaceOptimizer):
         side: which side of a matrix the basis spans (`AdaRankGrad`).
         basis: ``exact`` or ``randomized``, as for `GaLore`.
         adam_convention: ``transformers`` as in fira, or ``torch`` (`core.adam`).
+        state_dtype: ``float32``, ``bfloat16`` or ``int8``, the form of the moments (`AdaRankGrad`).
+        basis_dtype: the form of the basis, likewise.
+        weight_rounding: of bfloat16 weights: ``nearest``, ``stochastic``, ``corrected`` (likewise).
         max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
         nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
             ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
@@ -88,6 +93,9 @@ class Fira(SubspaceOptimizer):
         side: Side = "short",
         basis: BasisFinder = "exact",
         adam_convention: AdamConvention = "transformers",
+        state_dtype: StateDtype = "float32",
+        basis_dtype: StateDtype = "float32",
+        weight_rounding: WeightRounding = "nearest",
         max_grad_norm: float | None = None,
         nonfinite: Nonfinite = "skip",
         seed: int = 0,

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from ..core.adam import AdamConvention
+from ..core.memory import StateDtype
 from ..core.projection import Side
 from .engine import SubspaceOptimizer
 from .gradient_checks import Nonfinite
 from .options import DEFAULT_MAX_RANK, BasisFinder, with_fixed_rank
+from .weight_rounding import WeightRounding
 
 
 class GaLore(SubspaceOptimizer):
@@ -44,6 +46,9 @@ class GaLore(SubspaceOptimizer):
         basis: ``exact`` singular value decomposition, or the ``randomized`` range finder, which is
             not the paper's but many times faster.
         adam_convention: ``transformers`` as in galore-torch, or ``torch`` (`core.adam`).
+        state_dtype: ``float32``, ``bfloat16`` or ``int8``, the form of the moments (`AdaRankGrad`).
+        basis_dtype: the form of the basis, likewise.
+        weight_rounding: of bfloat16 weights: ``nearest``, ``stochastic``, ``corrected`` (likewise).
         max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
         nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
             ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
@@ -81,6 +86,9 @@ class GaLore(SubspaceOptimizer):
         side: Side = "short",
         basis: BasisFinder = "exact",
         adam_convention: AdamConvention = "transformers",
+        state_dtype: StateDtype = "float32",
+        basis_dtype: StateDtype = "float32",
+        weight_rounding: WeightRounding = "nearest",
         max_grad_norm: float | None = None,
         nonfinite: Nonfinite = "skip",
         seed: int = 0,

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.memory import adam_state_bytes, projected_state_bytes
+from ..core.memory import adam_state_bytes
 from .matrix_state import layout_for
-from .options import DEFAULT_MAX_RANK, num_moments, resolve_rank
-from .plain_step import moments_dtype
+from .options import DEFAULT_MAX_RANK, correction_bytes, matrix_bytes, plain_bytes, resolve_rank
 from .text_table import aligned, mib
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -118,19 +117,20 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
     """
     group_list: list[Group] = getattr(groups, "param_groups", groups)
     rows: list[tuple[str, str, str, str, str]] = []
-    ceiling_bytes = adamw_bytes = num_projected = num_plain = plain_bytes = 0
+    held_corrections = 0
+    ceiling_bytes = adamw_bytes = num_projected = num_plain = held_plain = 0
     for group in group_list:
         for name, param in _group_members(group):
+            held_corrections += correction_bytes(param, group)
             full = adam_state_bytes(param.numel(), param.element_size())
             if not group.get("project", True) or param.dim() < 2:
                 num_plain += param.numel()
-                plain_bytes += adam_state_bytes(param.numel(), moments_dtype(param).itemsize)
+                held_plain += plain_bytes(param, group)
                 continue
             layout = layout_for(param, {"side": "short", "stacked": False, **group})
             has_basis = group.get("basis") != "none"
             rank = resolve_rank(group.get("max_rank", max_rank), layout) if has_basis else 0
-            width = torch.promote_types(param.dtype, torch.float32).itemsize
-            held = projected_state_bytes(layout, rank, width, num_moments=num_moments(group))
+            held = matrix_bytes(param, layout, rank, group)
             num_projected += param.numel()
             ceiling_bytes += held
             adamw_bytes += full
@@ -145,7 +145,8 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
             f"projected: {num_projected:,} weights in {len(rows)} matrices, at most "
             f"{mib(ceiling_bytes)} MiB of state, {share:.0%} of AdamW's {mib(adamw_bytes)} MiB",
             *([] if budget is None else [f"together within the memory budget, {budget}"]),
-            f"plain AdamW: {num_plain:,} weights, {mib(plain_bytes)} MiB of state",
+            f"plain AdamW: {num_plain:,} weights, {mib(held_plain)} MiB of state",
+            *([f"corrections: {mib(held_corrections)} MiB"] if held_corrections else []),
         ]
     )
 

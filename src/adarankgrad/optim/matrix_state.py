@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ..core.projection import Layout, layout_of
+from ..core.quantize import num_blocks
 from ..core.refresh import RefreshReason
 from .gradient_checks import REAL_DTYPES
 from .options import num_moments
+from .stored_state import forms_of, is_stored_as, stored
+from .weight_rounding import fits_correction, new_correction
 
 State = dict[str, Any]
 Options = dict[str, Any]
@@ -44,19 +47,20 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
     and ``seen`` (r, 1) is the share of the second's average that each direction has lived through
     (`core.carry.Moments`). Fira adds ``residual_norm`` (1, 1), and a sketched basis
     the ``sketch`` (m, p) from which the next step takes its range, for one step. All are float32,
-    or float64 under float64 weights.
+    or float64 under float64 weights, but for basis and moments in a compact form (`stored_state`).
+    A weight of 24 bits adds its ``correction`` (`weight_rounding`).
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
 
     def empty(*shape: int) -> Tensor:
         return torch.zeros((*layout.batch_shape, *shape), dtype=dtype, device=weight.device)
 
-    more: State = {}
+    more = new_correction(weight, options)
     if options["residual"].startswith("fira"):
         more["residual_norm"] = empty(1, 1).fill_(math.inf)
     if options["basis"] == "sketched":
         more |= {"sketch": empty(layout.num_rows, 0), "next_reason": int(RefreshReason.NONE)}
-    return {
+    state: State = {
         "step": 0,
         "basis": empty(layout.num_rows, 0),
         "exp_avg": empty(0, layout.num_cols),
@@ -70,6 +74,9 @@ def new_state(weight: Tensor, layout: Layout, options: Options) -> State:
         "coords_energy_at_refresh": 0.0,
         **more,
     }
+    for key, form in forms_of(options).items():
+        state |= stored(state[key], key, form)
+    return state
 
 
 def with_own_strides(tensor: Tensor) -> Tensor:
@@ -80,8 +87,9 @@ def with_own_strides(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
-    """Tell whether a saved state is from `new_state`, at any rank, for a weight of this layout."""
+def fits_matrix(state: State, weight: Tensor, options: Options) -> bool:
+    """Tell whether a saved state is from `new_state`, at any rank, for a weight like this one."""
+    layout = layout_for(weight, options)
     if "basis" not in state:
         return False
     rank = state["basis"].shape[-1]
@@ -96,9 +104,21 @@ def fits_matrix(state: State, layout: Layout, options: Options) -> bool:
     if options["basis"] == "sketched":
         num_columns = state["sketch"].shape[-1] if "sketch" in state else 0
         shapes["sketch"] = (layout.num_rows, num_columns)
-    return all(
+    has_shapes = all(
         key in state and state[key].shape == (*layout.batch_shape, *shape)
         for key, shape in shapes.items()
+    )
+    return (
+        has_shapes
+        and all(
+            is_stored_as(state, key, form, (*layout.batch_shape, rank, num_blocks(length)))
+            for key, form, length in (
+                ("basis", options["basis_dtype"], layout.num_rows),
+                ("exp_avg", options["state_dtype"], layout.num_cols),
+                ("exp_avg_sq", options["state_dtype"], _second_moment_cols(layout, options)),
+            )
+        )
+        and fits_correction(state, weight, options)
     )
 
 

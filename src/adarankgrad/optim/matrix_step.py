@@ -22,6 +22,8 @@ from .basis_refresh import Turn, coordinates
 from .matrix_state import Options, State, layout_for
 from .projected_grad import ProjectedGrad
 from .sketched_refresh import coordinates_from, plan_measurement
+from .stored_state import opened
+from .weight_rounding import change_matrix
 
 
 def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, turn: Turn) -> None:
@@ -35,6 +37,11 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
         options: the parameter group.
         turn: whose turn it is.
     """
+    with opened(state, options, turn.name) as computed:
+        _step(weight, grad, computed, options, turn)
+
+
+def _step(weight: Tensor, grad: Tensor, state: State, options: Options, turn: Turn) -> None:
     layout = layout_for(weight, options)
     if options["basis"] == "sketched":
         held = grad
@@ -56,11 +63,17 @@ def step_matrix(weight: Tensor, grad: Tensor, state: State, options: Options, tu
     residual = None
     if not isinstance(grad, ProjectedGrad):
         residual = _residual_step(layout.view(grad), inside, coords, direction, state, options)
-    _update_weight(weight, layout, state["basis"], direction, residual, options)
+    _update_weight(weight, layout, state, direction, residual, options, turn.name)
 
 
 def step_outside(
-    weight: Tensor, options: Options, share: float, held: ProjectedGrad, grad: Tensor
+    weight: Tensor,
+    state: State,
+    options: Options,
+    name: str,
+    share: float,
+    held: ProjectedGrad,
+    grad: Tensor,
 ) -> None:
     """Update the weight in place by the residual of one micro-batch, within the backward pass.
 
@@ -69,7 +82,9 @@ def step_outside(
 
     Args:
         weight: modified in place.
+        state: of the weight; only a ``correction`` of it is modified.
         options: the parameter group.
+        name: identifies the weight to the random generator.
         share: of the step that this micro-batch takes.
         held: the projected gradient that the micro-batch's is added to.
         grad: that gradient, dense.
@@ -87,9 +102,13 @@ def step_outside(
     )
     # Divided by the decay, which the step applies afterwards.
     size = lr * options["residual_scale"] * share / decay
-    matrix = layout.view(weight)
-    matrix.sub_(residual.nan_to_num_(0.0, 0.0, 0.0), alpha=size)
-    _write_back(matrix, weight, layout)
+    residual.nan_to_num_(0.0, 0.0, 0.0)
+
+    def change(matrix: Tensor, rows: slice) -> None:
+        matrix.sub_(residual[..., rows, :], alpha=size)
+
+    draw = f"{_moment_of(state, name)}/outside", held.num_added
+    change_matrix(weight, layout, state, options, draw, change)
 
 
 def _adam_update(coords: Tensor, state: State, options: Options) -> Tensor:
@@ -147,22 +166,25 @@ def _residual_step(
 def _update_weight(
     weight: Tensor,
     layout: Layout,
-    basis: Tensor,
+    state: State,
     direction: Tensor,
     residual: Tensor | None,
     options: Options,
+    name: str,
 ) -> None:
     decay, lr = weight_factors(
         float(options["lr"]), options["weight_decay"], options["adam_convention"]
     )
-    matrix = layout.view(weight)
-    lift_into_(matrix, basis, direction, decay=decay, step=lr * options["scale"])
-    if residual is not None:
-        matrix.add_(residual, alpha=-lr * options["residual_scale"])
-    _write_back(matrix, weight, layout)
+
+    def change(matrix: Tensor, rows: slice) -> None:
+        basis = state["basis"][..., rows, :]
+        lift_into_(matrix, basis, direction, decay=decay, step=lr * options["scale"])
+        if residual is not None:
+            matrix.add_(residual[..., rows, :], alpha=-lr * options["residual_scale"])
+
+    change_matrix(weight, layout, state, options, (_moment_of(state, name), 0), change)
 
 
-def _write_back(matrix: Tensor, weight: Tensor, layout: Layout) -> None:
-    """Copy a weight's matrix into it, where strides forbade a view (channels_last)."""
-    if matrix.data_ptr() != weight.data_ptr():
-        weight.copy_((matrix.mT if layout.is_transposed else matrix).reshape(weight.shape))
+def _moment_of(state: State, name: str) -> str:
+    """Weight and step, to draw random numbers that no other step draws."""
+    return f"{name}/{state['num_refreshes']}/{state['steps_since_refresh']}"

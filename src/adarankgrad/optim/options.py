@@ -7,12 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from ..core.adam import ADAM_CONVENTIONS
 from ..core.carry import CARRIES
+from ..core.memory import STATE_DTYPES, adam_state_bytes, projected_state_bytes
 from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
 from ..core.residual import RESIDUALS
 from .gradient_checks import NONFINITE
+from .weight_rounding import WEIGHT_ROUNDINGS, is_rounded
 
 STATE_VERSION = 1
 """Of what is kept of a weight; a higher one is of a newer adarankgrad."""
@@ -56,6 +61,9 @@ ENGINE_DEFAULTS: dict[str, Any] = {
     "residual": "none",
     "residual_scale": 1.0,
     "adam_convention": "torch",
+    "state_dtype": "float32",
+    "basis_dtype": "float32",
+    "weight_rounding": "nearest",
     "memory_budget": None,
     "max_grad_norm": None,
     "nonfinite": "skip",
@@ -129,11 +137,44 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     _check_choice("residual", options["residual"], RESIDUALS)
     _check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
+    for name in ("state_dtype", "basis_dtype"):
+        _check_choice(name, options[name], STATE_DTYPES)
+    _check_choice("weight_rounding", options["weight_rounding"], WEIGHT_ROUNDINGS)
 
 
 def num_moments(options: Mapping[str, Any]) -> int:
     """How many moments the step inside a basis keeps: Adam two, an orthogonalised one the first."""
     return 2 if options.get("update", "adam") == "adam" else 1
+
+
+def matrix_bytes(weight: Tensor, layout: Layout, rank: int, options: Mapping[str, Any]) -> int:
+    """Bytes of basis and moments of a projected weight, proportional to its rank."""
+    options = {**ENGINE_DEFAULTS, **options}
+    return projected_state_bytes(
+        layout,
+        rank,
+        torch.promote_types(weight.dtype, torch.float32).itemsize,
+        num_moments=num_moments(options),
+        state_dtype=options["state_dtype"],
+        basis_dtype=options["basis_dtype"],
+    )
+
+
+def plain_bytes(weight: Tensor, options: Mapping[str, Any]) -> int:
+    """Bytes of the moments of a weight that is not projected."""
+    options = {**ENGINE_DEFAULTS, **options}
+    if weight.is_complex():
+        return adam_state_bytes(weight.numel(), weight.element_size())
+    is_wide = is_rounded(weight, options) or weight.dtype is torch.float16
+    width = 4 if is_wide else weight.element_size()
+    return adam_state_bytes(weight.numel(), width, state_dtype=options["state_dtype"])
+
+
+def correction_bytes(weight: Tensor, options: Mapping[str, Any]) -> int:
+    """Bytes of the correction of a weight of 24 bits."""
+    options = {**ENGINE_DEFAULTS, **options}
+    is_corrected = options["weight_rounding"] == "corrected" and is_rounded(weight, options)
+    return weight.numel() if is_corrected else 0
 
 
 def parse_budget(budget: Any) -> int | float | None:

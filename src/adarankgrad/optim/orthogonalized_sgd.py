@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.memory import StateDtype
 from .engine import SubspaceOptimizer
 from .gradient_checks import Nonfinite
+from .weight_rounding import WeightRounding
 
 
 class OrthogonalizedSGD(SubspaceOptimizer):
@@ -28,6 +30,8 @@ class OrthogonalizedSGD(SubspaceOptimizer):
         project: False trains the group by AdamW.
         stacked: the group's weights stack matrices along their first axis.
         scale: factor on the step, at least 0.
+        state_dtype: ``float32``, ``bfloat16`` or ``int8``, the form of the moments (`AdaRankGrad`).
+        weight_rounding: of bfloat16 weights: ``nearest``, ``stochastic``, ``corrected`` (likewise).
         max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
         nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
             ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and
@@ -58,6 +62,8 @@ class OrthogonalizedSGD(SubspaceOptimizer):
         project: bool = True,
         stacked: bool = False,
         scale: float = 1.0,
+        state_dtype: StateDtype = "float32",
+        weight_rounding: WeightRounding = "nearest",
         max_grad_norm: float | None = None,
         nonfinite: Nonfinite = "skip",
     ) -> None:

@@ -10,31 +10,134 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..core.adam import corrected_eps, weight_factors
+from ..core.quantize import BLOCK, num_blocks
+from .generators import generator_for
+from .stored_state import is_stored_as, read, stored, zeros_stored
+from .weight_rounding import (
+    CHUNK,
+    Part,
+    fits_correction,
+    is_rounded,
+    new_correction,
+    rounding_generator,
+)
 
 Group = dict[str, Any]
+State = dict[str, Any]
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 # Without any, a gradient of zero would be divided by zero; too small to change any other quotient.
 _SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
 
-def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
+def step_plain(group: Group, named_params: list[tuple[str, Tensor]], states: list[State]) -> None:
     """Update parameters in place by AdamW, in the convention of their group.
+
+    Moments are kept in the weight's dtype, as torch does. Where ``state_dtype`` asks for another
+    form, bfloat16 weights are not rounded to the nearest, or weights are float16 (in which squares
+    of ordinary gradients overflow and eps vanishes), arithmetic is in float32 (`CHUNK` weights at a
+    time) and so are moments, but for that form.
 
     Args:
         group: the parameter group.
-        params: some of its parameters, each with a dense gradient.
+        named_params: some of its parameters with their names, each with a dense gradient.
         states: theirs; made at a parameter's first step, modified in place.
     """
+    listed: list[int] = []
+    for index, ((name, param), state) in enumerate(zip(named_params, states, strict=True)):
+        if not state:
+            state.update(_new_state(param, group))
+        if _is_chunked(param, group):
+            _step_in_chunks(group, name, param, state)
+        else:
+            listed.append(index)
+    params = [named_params[index][1] for index in listed]
+    grads = [cast(Tensor, param.grad) for param in params]
+    _adamw(group, params, grads, [states[index] for index in listed])
+
+
+def fits_plain(state: State, param: Tensor, group: Group) -> bool:
+    """Tell whether a saved state is one that `step_plain` made for such a parameter."""
+    scale_shape = (num_blocks(param.numel()),)
+    has_moments = all(
+        key in state
+        and state[key].shape == param.shape
+        and is_stored_as(state, key, _form(param, group), scale_shape)
+        for key in _MOMENTS
+    )
+    return has_moments and fits_correction(state, param, group)
+
+
+def _form(param: Tensor, group: Group) -> str:
+    """What moments are kept in; those of complex weights stay as they are."""
+    return "float32" if param.is_complex() else group["state_dtype"]
+
+
+def _is_chunked(param: Tensor, group: Group) -> bool:
+    return _form(param, group) != "float32" or _is_wide(param, group)
+
+
+def _is_wide(param: Tensor, group: Group) -> bool:
+    return is_rounded(param, group) or param.dtype is torch.float16
+
+
+def _new_state(param: Tensor, group: Group) -> State:
+    state: State = {"step": torch.tensor(0.0), **new_correction(param, group)}
+    form = _form(param, group)
+    for key in _MOMENTS:
+        if form != "float32":
+            state |= zeros_stored(param.shape, key, form, param.device)
+        elif _is_wide(param, group):
+            state[key] = torch.zeros(param.shape, dtype=torch.float32, device=param.device)
+        else:
+            state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    return state
+
+
+def _step_in_chunks(group: Group, name: str, param: Tensor, state: State) -> None:
+    """The same step in float32 or wider, of so many weights at a time."""
+    form = _form(param, group)
+    weights = param.contiguous().view(-1)
+    grads = cast(Tensor, param.grad).contiguous().view(-1)
+    count = int(state["step"])
+    generator = generator_for(param.device, group["seed"], f"{name}/moments", count)
+    weight_generator = rounding_generator(param, group, name, count)
+    for start in range(0, param.numel(), CHUNK):
+        held = _chunk_of(state, slice(start, start + CHUNK))
+        part = Part(weights[start : start + CHUNK], held.get("correction"), weight_generator)
+        values = part.read()
+        computed = {"step": state["step"].clone()}
+        for key in _MOMENTS:
+            is_wide = form == "float32"
+            computed[key] = held[key] if is_wide else read(held, key, form, values.dtype)
+        _adamw(group, [values], [grads[start : start + CHUNK].to(values.dtype)], [computed])
+        part.write(values)
+        if form != "float32":
+            for key in _MOMENTS:
+                for entry, stored_values in stored(computed[key], key, form, generator).items():
+                    held[entry].copy_(stored_values)
+    state["step"] += 1
+    if weights.data_ptr() != param.data_ptr():
+        param.copy_(weights.view(param.shape))
+
+
+def _chunk_of(state: State, chunk: slice) -> State:
+    """Views of a part of a state, flattened."""
+    blocks = slice(chunk.start // BLOCK, chunk.stop // BLOCK)
+    return {
+        key: entry[blocks] if key.endswith("_scale") else entry.view(-1)[chunk]
+        for key, entry in state.items()
+        if key != "step"
+    }
+
+
+def _adamw(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+    """Torch's own AdamW on a list of parameters, in the convention of their group."""
     if not params:
         return
-    for param, state in zip(params, states, strict=True):
-        if not state:
-            dtype = moments_dtype(param)
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
     if group["adam_convention"] == "torch":
-        _adamw(group, params, states, eps=group["eps"], weight_decay=group["weight_decay"])
+        eps, weight_decay = group["eps"], group["weight_decay"]
+        _torch_adamw(group, params, grads, states, eps=eps, weight_decay=weight_decay)
         return
     _, beta2 = group["betas"]
     of_step: dict[int, list[int]] = defaultdict(list)
@@ -42,34 +145,31 @@ def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
         of_step[int(state["step"]) + 1].append(index)
     for step, members in of_step.items():
         eps = corrected_eps(group["eps"], "transformers", step=step, beta2=beta2)
-        _adamw(group, [params[i] for i in members], [states[i] for i in members], eps=eps)
+        _torch_adamw(
+            group,
+            [params[i] for i in members],
+            [grads[i] for i in members],
+            [states[i] for i in members],
+            eps=eps,
+        )
     factor, _ = weight_factors(float(group["lr"]), group["weight_decay"], "transformers")
     if factor != 1.0:
         torch._foreach_mul_(params, factor)
 
 
-def moments_dtype(param: Tensor) -> torch.dtype:
-    """Of a plain weight's moments: its own, as torch's AdamW has them, but float32 for float16.
-
-    Squares of ordinary gradients leave the range of float16, and eps vanishes in it.
-    """
-    return torch.float32 if param.dtype is torch.float16 else param.dtype
-
-
-def _adamw(
+def _torch_adamw(
     group: Group,
     params: list[Tensor],
-    states: list[Group],
+    grads: list[Tensor],
+    states: list[State],
     *,
     eps: float,
     weight_decay: float = 0.0,
 ) -> None:
-    """Torch's own AdamW on a list of parameters, in the dtype of their moments."""
     beta1, beta2 = group["betas"]
-    working = [param.to(moments_dtype(param)) for param in params]
     adamw(
-        working,
-        [cast(Tensor, param.grad).to(moments_dtype(param)) for param in params],
+        params,
+        grads,
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],
@@ -83,6 +183,3 @@ def _adamw(
         eps=max(eps, _SMALLEST_EPS),
         maximize=False,
     )
-    for param, updated in zip(params, working, strict=True):
-        if updated is not param:
-            param.copy_(updated)

@@ -57,6 +57,7 @@ class OptimizerReport:
         layers: one report a projected weight, in the order of the groups.
         projected_state_bytes: bytes of state of the projected weights.
         plain_state_bytes: bytes of state of all others.
+        correction_bytes: bytes of the corrections of 24-bit weights, in neither of them.
         adamw_projected_state_bytes: what ``torch.optim.AdamW`` would hold for the projected
             weights.
         projected_share: share of stepped weights (elements) that are projected, in [0, 1].
@@ -68,6 +69,7 @@ class OptimizerReport:
     layers: tuple[LayerReport, ...]
     projected_state_bytes: int
     plain_state_bytes: int
+    correction_bytes: int
     adamw_projected_state_bytes: int
     projected_share: float
     num_skipped_steps: int
@@ -76,7 +78,7 @@ class OptimizerReport:
     @property
     def state_bytes(self) -> int:
         """Bytes of all optimizer state."""
-        return self.projected_state_bytes + self.plain_state_bytes
+        return self.projected_state_bytes + self.plain_state_bytes + self.correction_bytes
 
     @property
     def mean_rank(self) -> float:
@@ -128,10 +130,11 @@ class OptimizerReport:
 def build_report(optimizer: SubspaceOptimizer) -> OptimizerReport:
     """Read a report off an optimizer's state. Costs no device synchronisation."""
     layers: list[LayerReport] = []
-    plain_bytes = adamw_bytes = projected_weights = all_weights = 0
+    plain_bytes = correction_bytes = adamw_bytes = projected_weights = all_weights = 0
     for name, param, group in _stepped_parameters(optimizer):
         state = optimizer.state[param]
         all_weights += param.numel()
+        correction_bytes += bytes_of(state.get("correction"))
         if "basis" not in state:
             plain_bytes += tensor_bytes(state)
             continue
@@ -142,6 +145,7 @@ def build_report(optimizer: SubspaceOptimizer) -> OptimizerReport:
         layers=tuple(layers),
         projected_state_bytes=sum(layer.state_bytes for layer in layers),
         plain_state_bytes=plain_bytes,
+        correction_bytes=correction_bytes,
         adamw_projected_state_bytes=adamw_bytes,
         projected_share=projected_weights / max(1, all_weights),
         num_skipped_steps=optimizer.param_groups[0]["num_skipped_steps"],
@@ -224,9 +228,11 @@ def _layer_report(
 
 
 def tensor_bytes(state: dict[str, Any]) -> int:
-    """Bytes of the tensors in one parameter's state (moments, basis), but for those on the CPU."""
-    return sum(
-        value.numel() * value.element_size()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key not in KEPT_ON_CPU
-    )
+    """Bytes of a parameter's moments and basis: not of the tensors on the CPU, nor a correction."""
+    uncounted = (*KEPT_ON_CPU, "correction")
+    return sum(bytes_of(value) for key, value in state.items() if key not in uncounted)
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of a tensor, 0 of anything else."""
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .matrix_state import KEPT_ON_CPU, fits_matrix, is_matrix_to_project, layout_for
+from .matrix_state import KEPT_ON_CPU, fits_matrix, is_matrix_to_project
 from .options import STATE_VERSION
+from .plain_step import fits_plain
 
 Group = dict[str, Any]
 
@@ -45,16 +46,17 @@ def check_state_fits(state: Group, param: Tensor, group: Group, name: str) -> No
     """See that a step could start from the saved state of one weight.
 
     Raises:
-        ValueError: if it is of another optimizer, shape or side.
+        ValueError: if it is of another optimizer, shape, side or form.
     """
     if is_matrix_to_project(param, group):
-        fits = fits_matrix(state, layout_for(param, group), group)
+        fits = fits_matrix(state, param, group)
     else:
-        fits = "basis" not in state and state["exp_avg"].shape == param.shape
+        fits = "basis" not in state and fits_plain(state, param, group)
     if not fits:
         raise ValueError(
-            f"the saved state of {name} {tuple(param.shape)} is of another optimizer, shape or "
-            "side; load it into an optimizer built as the one that was saved"
+            f"the saved state of {name} {tuple(param.shape)} is of another optimizer, shape, side "
+            "or form; load it into an optimizer built as the one that was saved, and into weights "
+            "of the same dtype"
         )
 
 

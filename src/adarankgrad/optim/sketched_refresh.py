@@ -21,11 +21,11 @@ from .basis_refresh import (
     Turn,
     adopt,
     can_be_factorised,
-    generator_for,
     oversampling_of,
     rule_for,
     squared_norm,
 )
+from .generators import generator_for
 from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds
 from .projected_grad import ProjectedGrad

@@ -13,7 +13,7 @@ class MemorySplit:
 
     Attributes:
         method: The optimizer's name, for its colour.
-        weights: The model's parameters.
+        weights: The model's parameters, with their corrections.
         gradients: Their gradients, or what is held of them, between backward pass and step.
         projected_state: Optimizer state of the weights that low-rank methods project.
         plain_state: Optimizer state of all other weights.

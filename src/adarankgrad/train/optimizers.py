@@ -66,11 +66,12 @@ class StateSizes:
     """What an optimizer holds, and its ranks where it has any.
 
     Attributes:
-        state_bytes: All optimizer state.
+        state_bytes: All optimizer state, but for corrections.
         projected_state_bytes: State of the weights that low-rank methods project.
         adamw_projected_state_bytes: What AdamW would hold for the same weights.
         mean_rank: Over projected weights, or None.
         layers: One plain dict per projected weight, empty without ranks.
+        correction_bytes: The last eight bits of weights of 24 bits.
     """
 
     state_bytes: int
@@ -78,6 +79,7 @@ class StateSizes:
     adamw_projected_state_bytes: int
     mean_rank: float | None
     layers: list[dict[str, Any]]
+    correction_bytes: int = 0
 
 
 def _adamw(groups: list[dict[str, Any]], *, lr: float, **options: Any) -> Optimizer:
@@ -240,11 +242,12 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
             layer["shape"] = list(layer["shape"])
             del layer["state_bytes"]
         return StateSizes(
-            report.state_bytes,
+            report.state_bytes - report.correction_bytes,
             report.projected_state_bytes,
             report.adamw_projected_state_bytes,
             report.mean_rank,
             list(layers),
+            report.correction_bytes,
         )
     return StateSizes(
         state_bytes=sum(held_bytes(state) for state in optimizer.state.values()),
@@ -262,6 +265,19 @@ def count_skipped_steps(optimizer: Optimizer) -> int | None:
     if not isinstance(optimizer, SubspaceOptimizer):
         return None
     return int(optimizer.param_groups[0]["num_skipped_steps"])
+
+
+def widen_corrected_weights(model: nn.Module, optimizer: Optimizer) -> None:
+    """Give a bfloat16 model the float32 weights that its optimizer holds, where it holds any.
+
+    Training cannot go on afterwards.
+    """
+    if not isinstance(optimizer, SubspaceOptimizer):
+        return
+    if any("correction" in state for state in optimizer.state.values()):
+        weights = optimizer.master_weights(model)
+        model.float()
+        model.load_state_dict(weights)
 
 
 def held_bytes(value: Any) -> int:

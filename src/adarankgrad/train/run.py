@@ -46,6 +46,7 @@ from adarankgrad.train.optimizers import (
     build_optimizer,
     group_parameters,
     projected_parameters,
+    widen_corrected_weights,
 )
 from adarankgrad.train.presets import ModelPlan, build_model, plan_model
 from adarankgrad.train.recorder import Recorder
@@ -373,10 +374,11 @@ def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) 
 
     model: Any = trainer.model
     model.config.use_cache = True
+    summary = summarize(run.config, run.run_dir, trainer)
+    widen_corrected_weights(model, trainer.recorder.optimizer)
     with staged_folder(run.run_dir / MODEL_FOLDER) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    summary = summarize(run.config, run.run_dir, trainer)
     write_atomic(run.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
     write_plots(run.run_dir)
     write_report(run.run_dir)

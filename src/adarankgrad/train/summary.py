@@ -33,7 +33,8 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
         "state_bytes": sizes.state_bytes,
         "projected_state_bytes": sizes.projected_state_bytes,
         "adamw_projected_state_bytes": sizes.adamw_projected_state_bytes,
-        "weight_bytes": sum(w.numel() * w.element_size() for w in model.parameters()),
+        "weight_bytes": sum(w.numel() * w.element_size() for w in model.parameters())
+        + sizes.correction_bytes,
         "gradient_bytes": recorder.gradient_bytes,
         "peak_bytes": peak_bytes,
         "peak_bytes_source": peak_source,
