@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adarankgrad import AdaRankGrad
+from adarankgrad import AdaRankGrad, describe
 from adarankgrad.core.rounding import split_correction
 from adarankgrad.optim import plain_step, weight_rounding
 from adarankgrad.optim.weight_rounding import WEIGHT_ROUNDINGS
@@ -244,3 +244,14 @@ def test_without_corrections_master_weights_are_the_state_dict():
     weights = AdaRankGrad([model.hidden.weight]).master_weights(model)
     for name, weight in model.state_dict().items():
         assert torch.equal(weights[name], weight)
+
+
+def test_a_report_counts_corrections_apart_and_names_them():
+    model, optimizer = trained_model()
+    report = optimizer.report()
+    num_corrected = 20 * 16 + 16 * 16 + 16
+    assert report.correction_bytes == num_corrected
+    parts = report.projected_state_bytes + report.plain_state_bytes
+    assert report.state_bytes == parts + num_corrected
+    assert "corrections 0.00 MiB" in str(report)
+    assert "corrections: 0.00 MiB" in describe(optimizer)

@@ -106,12 +106,14 @@ class OptimizerReport:
             )
             for layer in self.layers
         ]
+        has_any = self.correction_bytes > 0
+        corrections = f", corrections {mib(self.correction_bytes)} MiB" if has_any else ""
         totals = (
             f"mean rank {self.mean_rank:.1f}; state of projected weights "
             f"{mib(self.projected_state_bytes)} MiB (AdamW: "
             f"{mib(self.adamw_projected_state_bytes)}), of all others "
-            f"{mib(self.plain_state_bytes)} MiB; skipped steps: {self.num_skipped_steps}, "
-            f"refreshes: {self.num_skipped_refreshes}"
+            f"{mib(self.plain_state_bytes)} MiB{corrections}; "
+            f"skipped steps: {self.num_skipped_steps}, refreshes: {self.num_skipped_refreshes}"
         )
         return "\n".join([*aligned([header, *rows]), totals])
 
