@@ -29,7 +29,8 @@ METHODS = {
 @pytest.fixture
 def run_settings(settings, request):
     def build(output):
-        changes = {"optimizer": "adarankgrad", "max_rank": 8, "steps": 8, "save_every": 2}
+        changes = {"optimizer": "adarankgrad", "max_rank": 8, "steps": 8}
+        changes |= {"save_every": 2, "log_every": 1}
         return settings(output, **changes, **METHODS[request.param])
 
     return build
