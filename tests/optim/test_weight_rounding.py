@@ -105,9 +105,13 @@ def test_steps_within_the_backward_pass_are_rounded_as_well(rounding):
             optimizer.step()
             optimizer.zero_grad()
         assert torch.equal(layer.weight, torch.ones_like(layer.weight))
-        optimizer.param_groups[0]["lr"] = LR
-        for micro_batch in range(40):
-            backward(layer, micro_batch % 2)
+        for _ in range(20):
+            optimizer.param_groups[0]["lr"] = LR
+            for micro_batch in range(2):
+                backward(layer, micro_batch)
+            optimizer.param_groups[0]["lr"] = 0.0  # only the backward pass moves the weight
+            optimizer.step()
+            optimizer.zero_grad()
         changes[name] = as_seen(optimizer, layer.weight) - 1.0
     assert not changes["nearest"].any()
     # Columns of 0.2 a weight, twice (residual_scale), half of it each (two micro-batches): 40 steps
