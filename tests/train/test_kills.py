@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import killed
 import pytest
 from run_folders import assert_same_run
 
+import killed
 from adarankgrad.train import TrainConfig, train
 from adarankgrad.train.files import find_fault, restore_replaced, staged_folder
 from adarankgrad.train.folder import is_run

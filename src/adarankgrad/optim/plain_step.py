@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..core.adam import corrected_eps, weight_factors
+from ..core.adam import SMALLEST_EPS, corrected_eps, weight_factors
 
 Group = dict[str, Any]
-
-# Without any, a gradient of zero would be divided by zero; too small to change any other quotient.
-_SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
 
 def step_plain(group: Group, params: list[Tensor], states: list[Group]) -> None:
@@ -80,7 +77,7 @@ def _adamw(
         beta2=beta2,
         lr=group["lr"],
         weight_decay=weight_decay,
-        eps=max(eps, _SMALLEST_EPS),
+        eps=max(eps, SMALLEST_EPS),
         maximize=False,
     )
     for param, updated in zip(params, working, strict=True):
