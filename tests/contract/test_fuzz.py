@@ -38,7 +38,7 @@ GRADIENTS = st.sampled_from(
 # Of these, an optimizer draws those that its constructor has.
 OPTIONS: dict[str, list[Any]] = {
     "lr": [0.0, 1e-3, 0.02],
-    "betas": [(0.9, 0.999), (0.0, 0.9), (0.5, 0.0)],
+    "betas": [(0.9, 0.999), (0.0, 0.9), (0.5, 0.9)],
     "eps": [1e-8, 1e-6, 0.0],
     "weight_decay": [0.0, 0.1],
     "max_rank": [1, 3, 64, 0.25, 1.0],

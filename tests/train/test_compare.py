@@ -324,7 +324,7 @@ def test_a_plan_that_makes_no_sense_is_refused(changes, message, shared, tmp_pat
         ),
         (
             {"a": {"optimizer": "adarankgrad", "optimizer_args": {"memory_budget": "1KiB"}}},
-            "a: adarankgrad refuses its arguments: a budget of 1024 bytes does not hold",
+            "a: adarankgrad refuses its arguments: a memory_budget of 1024 bytes does not hold",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def run_settings(settings, request):
     return build
 
 
-def resume(settings, log=None, last_operation=None):
-    """Train to the end, or until just before a file operation in the run folder."""
+def resume(settings, counted=".", log=None, last_operation=None):
+    """Train to the end, or until just before a file operation below a part of the run folder."""
     from adarankgrad.train import plots, report
 
     plots.write_plots = report.write_report = lambda run_dir: None
@@ -48,7 +49,7 @@ def resume(settings, log=None, last_operation=None):
         if number == last_operation:
             killed.die()
 
-    killed.file_operations(run_dir, note)
+    killed.file_operations(run_dir / counted, note)
     train(TrainConfig.from_settings(settings), resume=is_run(run_dir))
     if log is not None:
         log.write_text(str(numbers[-1]))
@@ -57,16 +58,21 @@ def resume(settings, log=None, last_operation=None):
 @pytest.mark.parametrize("run_settings", METHODS, indirect=True)
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(run_settings, tmp_path):
     whole, parts = run_settings("whole"), run_settings("parts")
-    killed.finish(resume, whole, tmp_path / "log")
+    killed.finish(resume, whole, "checkpoints", tmp_path / "log")
     num_operations = int((tmp_path / "log").read_text())
     moments = random.Random(4)
 
     num_kills = 0
     while num_kills < NUM_KILLS:
-        # Most are of the writing of a checkpoint. A process that resumes has fewer left.
-        process = killed.start(resume, parts, None, moments.randrange(1, num_operations // 2))
+        # Every third anywhere, the creation of the run folder included; most inside a checkpoint.
+        counted = "." if num_kills % 3 == 0 else "checkpoints"
+        process = killed.start(resume, parts, counted, None, moments.randrange(1, num_operations))
         process.join()
-        num_kills += killed.was_killed(process)
+        if killed.was_killed(process):
+            num_kills += 1
+        else:
+            assert_same_run(whole["output"], parts["output"])
+            shutil.rmtree(parts["output"])
     for _ in range(2):  # in the middle of writes as well; wherever it is, if anywhere
         process = killed.start(resume, parts)
         process.join(moments.uniform(0.0, LONGEST_S))

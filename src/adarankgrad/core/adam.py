@@ -9,6 +9,8 @@ from torch import Tensor
 
 AdamConvention = Literal["torch", "transformers"]
 ADAM_CONVENTIONS: tuple[str, ...] = get_args(AdamConvention)
+SMALLEST_EPS = 1e-22
+"""Taken for a smaller eps: the square of a gradient below it is zero in float32."""
 
 
 def corrected_eps(eps: float, convention: AdamConvention, *, step: int, beta2: float) -> float:
@@ -77,5 +79,5 @@ def adam_direction(
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
     seen.mul_(beta2).add_(1.0 - beta2)
     first_correction = 1.0 - beta1**step
-    root = exp_avg_sq.sqrt().div_(seen.sqrt()).add_(eps).mul_(first_correction)
+    root = exp_avg_sq.sqrt().div_(seen.sqrt()).add_(max(eps, SMALLEST_EPS)).mul_(first_correction)
     return root.reciprocal_().mul_(exp_avg)

@@ -38,7 +38,8 @@ def allocate_ranks(
     reserved = sum(rank * cost for rank, cost in zip(min_ranks, bytes_per_direction, strict=True))
     if reserved > budget:
         raise ValueError(
-            f"a budget of {budget} bytes does not hold the minimum ranks, which take {reserved}"
+            f"a memory_budget of {budget} bytes does not hold the minimum ranks, which take "
+            f"{reserved}; raise it, or lower min_rank"
         )
     if not gains:
         return []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..core.adam import corrected_eps, weight_factors
+from ..core.adam import SMALLEST_EPS, corrected_eps, weight_factors
 from ..core.quantize import BLOCK, num_blocks
 from .generators import generator_for
 from .stored_state import is_stored_as, read, stored, zeros_stored
@@ -26,8 +26,6 @@ Group = dict[str, Any]
 State = dict[str, Any]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-# Without any, a gradient of zero would be divided by zero; too small to change any other quotient.
-_SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
 
 def step_plain(group: Group, named_params: list[tuple[str, Tensor]], states: list[State]) -> None:
@@ -180,6 +178,6 @@ def _torch_adamw(
         beta2=beta2,
         lr=group["lr"],
         weight_decay=weight_decay,
-        eps=max(eps, _SMALLEST_EPS),
+        eps=max(eps, SMALLEST_EPS),
         maximize=False,
     )
