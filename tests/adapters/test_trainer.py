@@ -7,13 +7,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from adarankgrad.adapters import AdapterCallback, PRILoRAConfig, find_adapter
+from adarankgrad.adapters import AdapterCallback, PRILoRAConfig, SoRAConfig, find_adapter
 
 from .models import tiny_llama, token_batch
 from .training import assert_same_state
 
 CASES = {
     "prilora": PRILoRAConfig(first_rank=2, last_rank=4, prune_every=2),
+    "sora": SoRAConfig(rank=4, shrinkage=0.1),
 }
 
 
@@ -54,6 +55,7 @@ def trainer(method, folder, num_steps=4):
     )
 
 
+@pytest.mark.filterwarnings("ignore:this folder holds SoRA's gates:UserWarning")
 @pytest.mark.parametrize("method", CASES)
 def test_a_run_resumed_by_the_trainer_continues_bit_for_bit(method, tmp_path):
     whole = trainer(method, tmp_path / "whole")

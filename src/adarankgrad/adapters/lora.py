@@ -28,7 +28,8 @@ ADAPTER_NAME = "default"
 
 _CONFIG_NAME = "adapter_config.json"
 _WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
+"""Of the base model's names inside a `peft.PeftModel`."""
 
 
 @dataclass(kw_only=True)
@@ -118,13 +119,18 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
         ValueError: if it has none.
     """
     layers = {
-        name.removeprefix(_PREFIX): module
+        name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
     if not layers:
         raise ValueError("the model has no LoRA layers; call apply first")
     return layers
+
+
+def factor_a(layer: LoraLayer) -> Any:
+    """Return the module that holds a layer's A."""
+    return layer.lora_A[ADAPTER_NAME]
 
 
 def exact_pattern(module_name: str) -> str:
@@ -148,7 +154,7 @@ def load_lora(base_model: nn.Module, folder: str | PathLike[str]) -> PeftModel:
         )
     modules = dict(base_model.named_modules())
     for name, shape in shapes.items():
-        module_name, _, kind = name.removeprefix(_PREFIX).rpartition(".lora_")
+        module_name, _, kind = name.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         if kind in ("A.weight", "B.weight"):
             _check_fits(modules.get(module_name), module_name, kind, shape)
     return PeftModel.from_pretrained(base_model, str(path), adapter_name=ADAPTER_NAME)

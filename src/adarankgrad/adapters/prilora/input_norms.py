@@ -30,7 +30,7 @@ class InputNorms:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, tuple[Any, int]], *, decay: float
+        self, model: nn.Module, layers: Mapping[str, tuple[Any, Any]], *, decay: float
     ) -> None:
         self.decay = decay
         self.means: dict[str, Tensor] = {}

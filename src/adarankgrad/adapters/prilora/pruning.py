@@ -13,7 +13,7 @@ import torch
 
 from ...core.pruning import least_important
 from ..interface import StepHook
-from ..lora import ADAPTER_NAME, lora_layers
+from ..lora import factor_a, lora_layers
 from .input_norms import InputNorms
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class PruningHook(StepHook):
         whose inputs were not seen yet are left alone.
         """
         for name, layer in self.layers.items():
-            weight = layer.lora_A[ADAPTER_NAME].weight
+            weight = factor_a(layer).weight
             norms = self.norms.means[name].to(weight.device)
             if not norms.any():
                 continue
