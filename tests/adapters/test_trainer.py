@@ -7,7 +7,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from adarankgrad.adapters import AdapterCallback, PRILoRAConfig, SoRAConfig, find_adapter
+from adarankgrad.adapters import (
+    AdapterCallback,
+    PRILoRAConfig,
+    SaRAConfig,
+    SoRAConfig,
+    find_adapter,
+)
 
 from .models import tiny_llama, token_batch
 from .training import assert_same_state
@@ -15,6 +21,7 @@ from .training import assert_same_state
 CASES = {
     "prilora": PRILoRAConfig(first_rank=2, last_rank=4, prune_every=2),
     "sora": SoRAConfig(rank=4, shrinkage=0.1),
+    "sara": SaRAConfig(rank_loss_weight=0.1, rank_loss_min_side=8),
 }
 
 

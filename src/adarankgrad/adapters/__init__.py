@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from .interface import ADAPTERS, Adapter, StepHook, find_adapter
+from .interface import ADAPTERS, Adapter, StepHook, find_adapter, import_with_hint
 
 if TYPE_CHECKING:
     from . import prilora, sara, sora
@@ -39,10 +38,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load peft and transformers only with the names that need them."""
     if name in ADAPTERS:
-        return importlib.import_module(f"{__name__}.{name}")
+        return import_with_hint(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_with_hint(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import importlib
 from os import PathLike
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from torch import nn
@@ -106,6 +107,17 @@ def find_adapter(name: str) -> Adapter:
 
     Raises:
         ValueError: if there is none of that name.
+        ImportError: if a package that it needs is missing.
     """
     check_choice("adapter", name, ADAPTERS)
-    return cast(Adapter, importlib.import_module(f"{__package__}.{name}"))
+    return cast(Adapter, import_with_hint(f"{__package__}.{name}"))
+
+
+def import_with_hint(module_name: str) -> ModuleType:
+    """Import a module of ours, and say how to get what it needs if that is missing."""
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{module_name} needs {error.name}: pip install 'adarankgrad[finetune]'"
+        ) from error
