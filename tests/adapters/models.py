@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -41,6 +43,13 @@ def tiny_bert(*, num_layers: int = 2, seed: int = 0) -> BertForSequenceClassific
         num_labels=3,
     )
     return BertForSequenceClassification(config)
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """Its linear layers hold their weights transposed."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    return GPT2LMHeadModel(config)
 
 
 class TinyConvNet(nn.Module):

@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adarankgrad.adapters import PRILoRAConfig, prilora
 from adarankgrad.adapters.prilora.ranks import depth_ranks, linear_ranks
 
-from .models import causal_loss, logits, tiny_bert, tiny_llama, token_batch
+from .models import causal_loss, logits, tiny_bert, tiny_gpt2, tiny_llama, token_batch
 from .training import Run, assert_same_state
 
 TWELVE = [4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11, 12]
@@ -70,6 +72,12 @@ def test_each_stack_of_layers_rises_by_itself():
     names = ["encoder.0.fc", "encoder.1.fc", "decoder.0.fc", "decoder.1.fc", "decoder.2.fc"]
     ranks = depth_ranks(names, names, first=1, last=5)
     assert list(ranks.values()) == [1, 5, 1, 3, 5]
+
+
+def test_a_stack_whose_name_ends_with_anothers_keeps_its_own_ranks():
+    names = ["layers.0.fc", "layers.1.fc", *(f"decoder.layers.{layer}.fc" for layer in range(3))]
+    ranks = depth_ranks(names, names, first=1, last=5)
+    assert [ranks[get_pattern_key(ranks, name)] for name in names] == [1, 5, 1, 3, 5]
 
 
 def test_depth_is_the_models_where_only_some_layers_are_targeted():
@@ -301,6 +309,26 @@ def test_any_peft_user_loads_what_is_exported(tmp_path):
     # Logits of about 0.1; a merge rounds weights of about 0.02 once, 32 inputs a product.
     merged = reloaded.merge_and_unload()
     torch.testing.assert_close(logits(merged, tokens), trained, rtol=0, atol=1e-5)
+
+
+def test_an_event_before_the_export_makes_the_saved_share_of_zeros_exact(tmp_path):
+    run = tiny_run(prune_share=0.25).train(range(1, 5))
+    run.hook.prune()
+    prilora.export(run.model, tmp_path)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    shares = [(each == 0).float().mean(1) for name, each in state.items() if "lora_A" in name]
+    assert len(shares) == 14
+    assert all(torch.equal(share, torch.full_like(share, 0.25)) for share in shares)
+
+
+def test_transposed_linear_layers_of_gpt2_are_pruned_and_exported(tmp_path):
+    run = Run("prilora", tiny_gpt2(), PRILoRAConfig(prune_every=3)).train(range(1, 4))
+    layer = run.hook.layers["transformer.h.0.mlp.c_proj"]
+    assert run.hook.norms.means["transformer.h.0.mlp.c_proj"].shape == (128,)
+    assert (layer.lora_A["default"].weight == 0).any()
+    prilora.export(run.model, tmp_path)
+    loaded = prilora.load(tiny_gpt2(), tmp_path)
+    assert torch.equal(logits(loaded, token_batch()), logits(run.model, token_batch()))
 
 
 def test_a_classifier_is_trained_saved_and_loaded_with_the_adapter(tmp_path):

@@ -221,6 +221,15 @@ def test_several_forward_passes_may_come_before_a_backward_pass():
         torch.testing.assert_close(site.small.values.grad, gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_outputs_in_inference_mode_are_the_present_ones_and_training_goes_on_after_them():
+    run = tiny_run().train([1])
+    with torch.inference_mode():
+        inferred = run.model(input_ids=token_batch()).logits
+    assert torch.equal(logits(merged(run.model), token_batch()), inferred)
+    run.train([2])
+    assert not torch.equal(logits(run.model, token_batch()), inferred)
+
+
 def test_convolutions_and_attention_are_trained_in_any_memory_format():
     torch.manual_seed(0)
     base = TinyConvNet()
@@ -485,6 +494,9 @@ def test_tied_weights_are_exported_once(tmp_path):
     assert torch.equal(logits(loaded, token_batch()), logits(run.model, token_batch()))
     plain = merged(run.model)
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
+    plain.save_pretrained(tmp_path / "merged")
+    reloaded = type(plain).from_pretrained(tmp_path / "merged")
+    assert_same_state(reloaded, plain)
 
 
 def test_a_delta_of_another_base_is_refused_and_changes_nothing(tmp_path):

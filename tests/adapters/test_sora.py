@@ -10,12 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from adarankgrad.adapters import SoRAConfig, sora
 from adarankgrad.adapters.sora.gates import gated_layers, gates_of
 
-from .models import causal_loss, logits, tiny_bert, tiny_llama, token_batch
+from .models import causal_loss, logits, tiny_bert, tiny_gpt2, tiny_llama, token_batch
 from .training import Run, assert_same_state
 
 
@@ -348,18 +347,12 @@ def test_exporting_does_not_warn_and_leaves_a_configuration_of_plain_peft(tmp_pa
 
 
 def test_transposed_linear_layers_of_gpt2_are_gated_merged_and_exported(tmp_path):
-    config = GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4)
-
-    def base():
-        torch.manual_seed(0)
-        return GPT2LMHeadModel(config)
-
-    run, tokens = tiny_run(model=base(), target_modules=["c_attn", "c_fc"]), token_batch()
+    run, tokens = tiny_run(model=tiny_gpt2(), target_modules=["c_attn", "c_fc"]), token_batch()
     run.train(range(1, 4))
     gated = logits(run.model, tokens)
     sora.export(run.model, tmp_path)
     torch.testing.assert_close(
-        logits(sora.load(base(), tmp_path), tokens), gated, rtol=0, atol=1e-5
+        logits(sora.load(tiny_gpt2(), tmp_path), tokens), gated, rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
         logits(run.model.merge_and_unload(), tokens), gated, rtol=0, atol=1e-5

@@ -34,9 +34,9 @@ class Tokens(Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def trainer(method, folder, num_steps=4):
+def trainer(method, folder, num_steps=4, tie=False):
     adapter, config = find_adapter(method), CASES[method]
-    model = adapter.apply(tiny_llama(), config)
+    model = adapter.apply(tiny_llama(tie=tie), config)
     optimizer = torch.optim.AdamW(adapter.param_groups(model, config, lr=1e-2))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     hook = adapter.step_hook(model, config, num_steps=4)
@@ -63,12 +63,14 @@ def trainer(method, folder, num_steps=4):
 
 
 @pytest.mark.filterwarnings("ignore:this folder holds SoRA's gates:UserWarning")
-@pytest.mark.parametrize("method", CASES)
-def test_a_run_resumed_by_the_trainer_continues_bit_for_bit(method, tmp_path):
-    whole = trainer(method, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("method", "tie"), [("prilora", False), ("sora", False), ("sara", False), ("sara", True)]
+)
+def test_a_run_resumed_by_the_trainer_continues_bit_for_bit(method, tie, tmp_path):
+    whole = trainer(method, tmp_path, tie=tie)
     whole.train()
-    resumed = trainer(method, tmp_path / "whole")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    resumed = trainer(method, tmp_path, tie=tie)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same_state(whole.model, resumed.model)
     assert resumed.state.global_step == 4
 

@@ -107,8 +107,12 @@ def check_linear(model: nn.Module, names: Sequence[str], method: str) -> None:
             )
 
 
-def add_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """Return the model with LoRA layers, whose trainable weights are float32 or wider."""
+def add_lora(model: nn.Module, config: LoraConfig, names: Sequence[str]) -> PeftModel:
+    """Return the model with LoRA layers on the named modules, which the configuration targets.
+
+    Their trainable weights are float32 or wider.
+    """
+    config.fan_in_fan_out = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
     return get_peft_model(model, config, adapter_name=ADAPTER_NAME)
 
 

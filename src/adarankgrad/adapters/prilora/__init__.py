@@ -102,7 +102,7 @@ def apply(model: nn.Module, config: PRILoRAConfig) -> nn.Module:
     ranks = depth_ranks(every_name, names, first=config.first_rank, last=config.last_rank)
     lora_config.rank_pattern = ranks
     lora_config.alpha_pattern = {pattern: _alpha(config, rank) for pattern, rank in ranks.items()}
-    return add_lora(model, lora_config)
+    return add_lora(model, lora_config, names)
 
 
 def param_groups(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ...core.checks import check_choice, check_count, check_number
 from .files import export_values, load_sum
-from .selection import select
+from .selection import forget_ties, select
 from .small_weights import SmallWeights, all_sites, remove, sites
 from .steps import SmallWeightsHook
 
@@ -150,6 +150,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Return the model with plain tensors again, which hold the trained weights, frozen."""
     for site in list(all_sites(model)):
         remove(site)
+    forget_ties(model)
     return model
 
 

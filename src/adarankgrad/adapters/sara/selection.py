@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +17,21 @@ from .small_weights import SmallWeights, all_sites
 if TYPE_CHECKING:
     from . import SaRAConfig
 
-Place = tuple[nn.Module, str]
+_TIES = "_tied_weights_keys"
+"""Where a model of transformers names the tensors that its checkpoints leave out, by patterns."""
+
+
+class Place(NamedTuple):
+    """Where a parameter lives."""
+
+    module_name: str
+    module: nn.Module
+    tensor_name: str
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the names in a state dict once it is parametrized."""
+        return rf"(^|\.){re.escape(self.module_name)}\.parametrizations\.{self.tensor_name}\."
 
 
 def select(model: nn.Module, config: SaRAConfig) -> None:
@@ -45,6 +60,15 @@ def select(model: nn.Module, config: SaRAConfig) -> None:
         elif name in candidates:
             _train_small(param, places[id(param)], threshold)
     _keep_positions_local(model)
+    _declare_ties(model, [places[id(param)] for param in candidates.values()])
+
+
+def forget_ties(model: nn.Module) -> None:
+    """Take back what `select` told transformers about tied tensors."""
+    if _TIES in vars(model):
+        declared = getattr(model, _TIES)
+        kept = {name: source for name, source in declared.items() if "parametrizations" not in name}
+        setattr(model, _TIES, kept)
 
 
 def _candidates(
@@ -80,10 +104,10 @@ def _check_share(candidates: dict[str, Tensor], threshold: float) -> None:
 
 
 def _check_modules(name: str, places: Sequence[Place]) -> None:
-    for module, _ in places:
-        if isinstance(module, nn.RNNBase):
+    for place in places:
+        if isinstance(place.module, nn.RNNBase):
             raise ValueError(
-                f"SaRA cannot train {name!r}: a {type(module).__name__} keeps a list of its "
+                f"SaRA cannot train {name!r}: a {type(place.module).__name__} keeps a list of its "
                 "weights of its own; name it in exclude"
             )
 
@@ -91,9 +115,10 @@ def _check_modules(name: str, places: Sequence[Place]) -> None:
 def _places(model: nn.Module) -> dict[int, list[Place]]:
     """Where each parameter lives; a tied one in several modules."""
     places: dict[int, list[Place]] = {}
-    for module in model.modules():
+    for module_name, module in model.named_modules():
         for tensor_name, param in module.named_parameters(recurse=False):
-            places.setdefault(id(param), []).append((module, tensor_name))
+            place = Place(module_name, module, tensor_name)
+            places.setdefault(id(param), []).append(place)
     return places
 
 
@@ -102,8 +127,8 @@ def _train_small(param: Tensor, places: Sequence[Place], threshold: float) -> No
     if not is_selected.any():
         return
     small = SmallWeights(param, is_selected, threshold)
-    for module, tensor_name in places:
-        parametrize.register_parametrization(module, tensor_name, small)
+    for place in places:
+        parametrize.register_parametrization(place.module, place.tensor_name, small)
 
 
 def _keep_positions_local(model: nn.Module) -> None:
@@ -119,3 +144,10 @@ def _keep_positions_local(model: nn.Module) -> None:
     data_parallel: Any = DistributedDataParallel
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", [])
     data_parallel._set_params_and_buffers_to_ignore_for_model(model, [*ignored, *names])
+
+
+def _declare_ties(model: nn.Module, places_of_each: Sequence[Sequence[Place]]) -> None:
+    """Tell transformers which names of a tied tensor to leave out when it saves a checkpoint."""
+    ties = {place.pattern: first.pattern for first, *others in places_of_each for place in others}
+    if ties and hasattr(model, _TIES):
+        setattr(model, _TIES, {**(getattr(model, _TIES) or {}), **ties})

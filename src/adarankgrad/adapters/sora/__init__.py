@@ -142,8 +142,9 @@ def apply(model: nn.Module, config: SoRAConfig) -> nn.Module:
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         sora_gate_init=config.gate_init,
     )
-    check_linear(model, targeted_modules(model, lora_config), "SoRA")
-    gated = add_lora(model, lora_config)
+    names = targeted_modules(model, lora_config)
+    check_linear(model, names, "SoRA")
+    gated = add_lora(model, lora_config, names)
     if not config.train_gates:
         for gate in gates_of(gated).values():
             gate.requires_grad_(False)

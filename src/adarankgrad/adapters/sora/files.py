@@ -50,7 +50,6 @@ def _plain_config(gated: LoraConfig, model: nn.Module, ranks: dict[str, int]) ->
                 exact_pattern(name): layers[name].scaling[ADAPTER_NAME] * rank
                 for name, rank in ranks.items()
             },
-            "fan_in_fan_out": any(layer.fan_in_fan_out for layer in layers.values()),
         }
     )
 
