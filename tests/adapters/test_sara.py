@@ -269,6 +269,15 @@ def test_values_of_half_precision_weights_are_float32_and_add_up_small_steps():
     torch.testing.assert_close(moved, (start * 1.125).to(torch.bfloat16), rtol=2**-8, atol=0)
 
 
+def test_data_parallel_training_does_not_broadcast_positions():
+    model = sara.apply(tiny_llama(), SaRAConfig(threshold=THRESHOLD))
+    buffers = {name for name, _ in model.named_buffers()} - {
+        name for name, _ in tiny_llama().named_buffers()
+    }
+    assert len(buffers) == 2 * len(sites(model))
+    assert buffers == set(model._ddp_params_and_buffers_to_ignore)
+
+
 # --- low-rank term ---
 
 
@@ -332,7 +341,7 @@ def test_the_second_selection_keeps_what_is_still_small_and_changes_no_output_by
     tokens = token_batch()
     causal_loss(run.model, token_batch(4)).backward()
     run.optimizer.step()
-    before, first = logits(run.model, tokens), sara.num_selected(run.model)
+    before, first = logits(merged(run.model), tokens), sara.num_selected(run.model)
     expected = {
         site.name: int((site.small.values.abs() < THRESHOLD).sum()) for site in sites(run.model)
     }
@@ -358,12 +367,19 @@ def test_entries_frozen_by_the_second_selection_do_not_move_any_more():
 
 def test_frozen_entries_get_no_gradient_and_no_low_rank_term():
     run = tiny_run(
-        reselect_at=0.5, rank_loss_weight=1.0, rank_loss_scope="all", rank_loss_min_side=8
+        reselect_at=0.5, rank_loss_weight=1e-6, rank_loss_scope="all", rank_loss_min_side=8
     ).train(range(1, 5))
+    frozen = [~site.small.trained for site in sites(run.model)]
+    assert any(each.any() for each in frozen)
     causal_loss(run.model, token_batch()).backward()
+    after_backward = [
+        site.small.values.grad[each] for site, each in zip(sites(run.model), frozen, strict=True)
+    ]
     run.hook.before_optimizer_step(5)
-    for site in sites(run.model):
-        assert not site.small.values.grad[~site.small.trained].any()
+    after_term = [
+        site.small.values.grad[each] for site, each in zip(sites(run.model), frozen, strict=True)
+    ]
+    assert not any(each.any() for each in after_backward + after_term)
 
 
 def test_every_batch_is_a_step_also_at_the_second_selection():

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from adarankgrad.adapters import SoRAConfig, sora
 from adarankgrad.adapters.sora.gates import gated_layers, gates_of
@@ -78,6 +79,7 @@ def test_gates_are_drawn_from_a_normal_distribution_with_both_signs_and_held_in_
     # 224 draws: mean and deviation within four standard errors, 4 / sqrt(224) and 4 / sqrt(448).
     assert abs(gates.mean()) < 0.27 and abs(gates.std() - 1) < 0.19
     assert (gates > 0).any() and (gates < 0).any()
+    assert not torch.equal(gates.to(torch.bfloat16).float(), gates)
 
 
 def test_at_the_first_step_only_the_shrinkage_moves_the_gates():
@@ -357,6 +359,29 @@ def test_transposed_linear_layers_of_gpt2_are_gated_merged_and_exported(tmp_path
     torch.testing.assert_close(
         logits(run.model.merge_and_unload(), tokens), gated, rtol=0, atol=1e-5
     )
+
+
+class TransposedAndNot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = Conv1D(48, 32)
+        self.second = nn.Linear(48, 32)
+
+    def forward(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def test_transposed_and_usual_layers_side_by_side_are_merged():
+    model = sora.apply(TransposedAndNot(), SoRAConfig(target_modules=["first", "second"]))
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if "lora_B" in name:
+                param.normal_(std=0.1)
+    inputs = torch.randn(3, 32)
+    gated = model(inputs)
+    with model.disable_adapter():
+        assert not torch.allclose(model(inputs), gated)
+    torch.testing.assert_close(model.merge_and_unload()(inputs), gated, rtol=1e-5, atol=1e-5)
 
 
 def test_a_classifier_is_trained_saved_and_loaded_with_the_adapter(tmp_path):

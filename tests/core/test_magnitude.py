@@ -16,9 +16,8 @@ def test_entries_are_counted_by_size_and_the_threshold_itself_is_not_below():
 
 
 def test_half_precision_is_compared_without_rounding_the_threshold():
-    # 0.1 rounds up to 0.10009765625 in bfloat16; the entry is that number.
-    entry = torch.tensor([0.1], dtype=torch.bfloat16)
-    assert not is_below(entry, 0.1).any()
+    # 1.001 rounds down to 1 in bfloat16.
+    assert is_below(torch.ones(1, dtype=torch.bfloat16), 1.001).all()
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 0.999, 1.0])

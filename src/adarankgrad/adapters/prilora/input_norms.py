@@ -98,7 +98,6 @@ class InputNorms:
         device = next((each.device for each in sums if each.device.type != "cpu"), sums[0].device)
         together = torch.cat([each.to(device, torch.float32) for each in sums])
         dist.all_reduce(together)
-        for each, total in zip(
-            sums, torch.split(together, [len(each) for each in sums]), strict=True
-        ):
+        totals = torch.split(together, [len(each) for each in sums])
+        for each, total in zip(sums, totals, strict=True):
             each.copy_(total)

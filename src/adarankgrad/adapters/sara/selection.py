@@ -31,7 +31,8 @@ class Place(NamedTuple):
     @property
     def pattern(self) -> str:
         """Regular expression of the names in a state dict once it is parametrized."""
-        return rf"(^|\.){re.escape(self.module_name)}\.parametrizations\.{self.tensor_name}\."
+        prefix = re.escape(f"{self.module_name}.") if self.module_name else ""
+        return rf"(^|\.){prefix}parametrizations\.{self.tensor_name}\."
 
 
 def select(model: nn.Module, config: SaRAConfig) -> None:
