@@ -56,6 +56,15 @@ def test_defaults_train_save_state_for_weights_only_and_load_on_the_base(name, t
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
+def test_training_runs_where_only_deterministic_algorithms_are_allowed(name):
+    torch.use_deterministic_algorithms(True)
+    try:
+        Run(name, tiny_llama(), find_adapter(name).Config(), num_steps=2).train([1, 2])
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_half_precision_base_weights_are_trained_in_float32(name):
     adapter = find_adapter(name)
     model = adapter.apply(tiny_llama().to(torch.bfloat16), adapter.Config())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.checks import check_number
 from .checksum import checksum
-from .small_weights import all_sites, present_values, sites
+from .small_weights import all_sites, present_values, put_entries_, sites
 
 FORMAT_VERSION = 1
 _CONFIG_NAME = "sara_config.json"
@@ -170,4 +170,4 @@ def _move(param: Tensor, tensor: _Tensor, start: Tensor, scale: float) -> None:
     if tensor.places is None:
         param.copy_(moved.reshape(param.shape))
     else:
-        param.put_(tensor.places.to(param.device), moved.to(param.dtype))
+        put_entries_(param, tensor.places.to(param.device), moved.to(param.dtype))

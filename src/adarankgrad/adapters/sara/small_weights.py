@@ -46,7 +46,22 @@ def write_(base: Tensor, values: Tensor, indices: Tensor, trained: Tensor) -> No
     """
     places = indices.long()
     held = base.data.take(places)
-    base.data.put_(places, torch.where(trained, values.detach().to(base.dtype), held))
+    put_entries_(base.data, places, torch.where(trained, values.detach().to(base.dtype), held))
+
+
+def put_entries_(tensor: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write entries at flat positions in the tensor's logical order, in place.
+
+    Args:
+        tensor: any shape and memory format.
+        places: (k,) int64, each at most once.
+        values: (k,), of the tensor's dtype.
+    """
+    if tensor.is_contiguous():
+        tensor.view(-1).index_copy_(0, places, values)
+    else:
+        # Refused under `torch.use_deterministic_algorithms`, although no position comes twice.
+        tensor.put_(places, values)
 
 
 class SmallWeights(nn.Module):

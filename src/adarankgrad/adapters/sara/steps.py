@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ...core.magnitude import is_below
 from ...core.nuclear_norm import nuclear_norm_gradient
 from ..interface import StepHook
-from .small_weights import Site, sites, write_back
+from .small_weights import Site, put_entries_, sites, write_back
 
 if TYPE_CHECKING:
     from . import SaRAConfig
@@ -96,7 +96,8 @@ def selected_matrix(site: Site) -> Tensor:
     """Return P ⊙ M: the trained entries in place, zero elsewhere, in the values' dtype."""
     small = site.small
     matrix = torch.zeros(site.base.shape, dtype=small.values.dtype, device=small.values.device)
-    return matrix.put_(small.indices.long(), small.values.masked_fill(~small.trained, 0.0))
+    put_entries_(matrix, small.indices.long(), small.values.masked_fill(~small.trained, 0.0))
+    return matrix
 
 
 def rank_loss_gradient(site: Site) -> Tensor:
