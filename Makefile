@@ -53,6 +53,6 @@ $(READY): requirements/dev.txt pyproject.toml
 	@rm -f $@
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH_SOURCE) $(TORCH)
-	$(BIN)/python -m pip install --quiet $(TORCH) $(OTHERS) --editable '.[train]'
+	$(BIN)/python -m pip install --quiet $(TORCH) $(OTHERS) --editable '.[finetune]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WITHOUT_DEPENDENCIES)
 	@touch $@

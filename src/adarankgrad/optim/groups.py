@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.memory import adam_state_bytes
+from ..core.patterns import matching_names
 from .matrix_state import layout_for
 from .options import DEFAULT_MAX_RANK, correction_bytes, matrix_bytes, plain_bytes, resolve_rank
 from .text_table import aligned, mib
@@ -67,8 +68,8 @@ def param_groups(
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     if not named:
         raise ValueError("the model has no parameter that requires a gradient; unfreeze some")
-    include_names = None if include is None else _matching_names(include, named, "include")
-    exclude_names = _matching_names(exclude, named, "exclude")
+    include_names = None if include is None else matching_names(include, named, "include")
+    exclude_names = matching_names(exclude, named, "exclude")
     candidates = _candidate_names(model) if include_names is None else include_names
     convolutions = _names_in(model, nn.modules.conv._ConvNd)
 
@@ -192,22 +193,6 @@ def _names_in(model: nn.Module, kind: type[nn.Module]) -> set[str]:
         if isinstance(module, kind)
         for short_name, _ in module.named_parameters(recurse=False)
     }
-
-
-def _matching_names(
-    patterns: str | Sequence[str], named: Iterable[tuple[str, Tensor]], argument: str
-) -> set[str]:
-    names = [name for name, _ in named]
-    matched: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {name for name in names if re.search(pattern, name)}
-        if not found:
-            raise ValueError(
-                f"{argument} pattern {pattern!r} matches no trainable parameter; "
-                f"the model has names such as {', '.join(names[:3])}"
-            )
-        matched |= found
-    return matched
 
 
 def _short_side(param: Tensor, is_stack: bool) -> int:

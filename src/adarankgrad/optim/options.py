@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.adam import ADAM_CONVENTIONS
 from ..core.carry import CARRIES
+from ..core.checks import as_number, check_choice, check_count, check_number
 from ..core.memory import STATE_DTYPES, adam_state_bytes, projected_state_bytes
 from ..core.projection import SIDES, Layout
 from ..core.refresh import RefreshRule
@@ -89,7 +90,7 @@ def with_fixed_rank(options: Mapping[str, Any]) -> dict[str, Any]:
         options.update(min_rank=rank, max_rank=rank)
     if "refresh_every" in options:
         gap = options.pop("refresh_every")
-        _check_count("refresh_every", gap, low=1)
+        check_count("refresh_every", gap, low=1)
         options["refresh_max_gap"] = gap
     return options
 
@@ -101,45 +102,45 @@ def check_options(options: Mapping[str, Any]) -> None:
         ValueError: naming the option, its value and what is allowed.
     """
     for name in ("lr", "eps", "weight_decay"):
-        _check_number(name, options[name], low=0.0)
+        check_number(name, options[name], low=0.0)
     _check_betas(options["betas"])
     for name in ("scale", "residual_scale"):
-        _check_number(name, options[name], low=0.0)
+        check_number(name, options[name], low=0.0)
     _check_ranks(options)
-    _check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
+    check_number("energy", options["energy"], low=0.0, high=1.0, is_low_allowed=False)
     for name in ("rank_multiple", "refresh_max_gap", "refresh_min_gap"):
-        _check_count(name, options[name], low=1)
-    _check_count("power_iterations", options["power_iterations"], low=0)
+        check_count(name, options[name], low=1)
+    check_count("power_iterations", options["power_iterations"], low=0)
     if isinstance(options["oversampling"], float):
-        _check_number("oversampling", options["oversampling"], low=0.0)
+        check_number("oversampling", options["oversampling"], low=0.0)
     else:
-        _check_count("oversampling", options["oversampling"], low=0)
+        check_count("oversampling", options["oversampling"], low=0)
     for name in ("refresh_norm", "refresh_relative_norm", "refresh_energy"):
         if options[name] is not None:
             high = 1.0 if name == "refresh_energy" else math.inf
-            _check_number(name, options[name], low=0.0, high=high)
+            check_number(name, options[name], low=0.0, high=high)
     for name in ("project", "stacked", "monotone", "warm_start", "stagger"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
     parse_budget(options["memory_budget"])
     if options["max_grad_norm"] is not None:
-        _check_number("max_grad_norm", options["max_grad_norm"], low=0.0)
-    _check_choice("nonfinite", options["nonfinite"], NONFINITE)
-    _check_choice("side", options["side"], SIDES)
-    _check_choice("basis", options["basis"], BASIS_FINDERS)
-    _check_choice("carry", options["carry"], CARRIES)
-    _check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
-    _check_choice("update", options["update"], UPDATES)
+        check_number("max_grad_norm", options["max_grad_norm"], low=0.0)
+    check_choice("nonfinite", options["nonfinite"], NONFINITE)
+    check_choice("side", options["side"], SIDES)
+    check_choice("basis", options["basis"], BASIS_FINDERS)
+    check_choice("carry", options["carry"], CARRIES)
+    check_choice("bias_correction", options["bias_correction"], BIAS_CORRECTIONS)
+    check_choice("update", options["update"], UPDATES)
     if options["carry"] == "ldadam" and num_moments(options) < 2:
         raise ValueError(
             "carry='ldadam' rotates variances, of which update='orthogonalized' keeps none; "
             "use carry='squared', which rotates the first moment in the same way"
         )
-    _check_choice("residual", options["residual"], RESIDUALS)
-    _check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
+    check_choice("residual", options["residual"], RESIDUALS)
+    check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
     for name in ("state_dtype", "basis_dtype"):
-        _check_choice(name, options[name], STATE_DTYPES)
-    _check_choice("weight_rounding", options["weight_rounding"], WEIGHT_ROUNDINGS)
+        check_choice(name, options[name], STATE_DTYPES)
+    check_choice("weight_rounding", options["weight_rounding"], WEIGHT_ROUNDINGS)
 
 
 def num_moments(options: Mapping[str, Any]) -> int:
@@ -251,36 +252,7 @@ def _check_rank(name: str, rank: Any) -> None:
         )
 
 
-def _check_number(
-    name: str, value: Any, *, low: float, high: float = math.inf, is_low_allowed: bool = True
-) -> None:
-    number = _as_number(value)
-    is_inside = (low <= number if is_low_allowed else low < number) and number <= high
-    if not is_inside or math.isinf(number):
-        bracket = "[" if is_low_allowed else "("
-        allowed = f"in {bracket}{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
-        raise ValueError(f"{name} must be {allowed} and finite, got {value!r}")
-
-
 def _check_betas(betas: Any) -> None:
     is_pair = isinstance(betas, (tuple, list)) and len(betas) == 2
-    if not is_pair or not all(0.0 <= _as_number(beta) < 1.0 for beta in betas):
+    if not is_pair or not all(0.0 <= as_number(beta) < 1.0 for beta in betas):
         raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
-
-
-def _as_number(value: Any) -> float:
-    """The value as a float; NaN, which fails every comparison, where it is no number."""
-    try:
-        return math.nan if isinstance(value, (str, bool)) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _check_count(name: str, value: Any, *, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
