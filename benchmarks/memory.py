@@ -68,6 +68,8 @@ MODELS = {  # name: sequences of a batch
 }
 PRECISIONS = {"20m": ("float32", "bfloat16"), "wide-42m": ("bfloat16",)}
 EVERY_OTHER_STEP = {"refresh_max_gap": 2}
+IN_BACKWARD = {**EVERY_OTHER_STEP, "basis": "sketched", "residual": "normalized"}
+EIGHT_BITS = {"state_dtype": "int8", "basis_dtype": "int8"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,18 @@ METHODS = {
         "adarankgrad", {**EVERY_OTHER_STEP, "basis": "sketched"}, accumulates=True
     ),
     "adarankgrad, in backward, all matrices at rank 16": Method(
+        "adarankgrad", IN_BACKWARD, accumulates=True, max_rank=16, include="weight"
+    ),
+    "the same in 8 bits, rounded at random": Method(
         "adarankgrad",
-        {**EVERY_OTHER_STEP, "basis": "sketched", "residual": "normalized"},
+        {**IN_BACKWARD, **EIGHT_BITS, "weight_rounding": "stochastic"},
+        accumulates=True,
+        max_rank=16,
+        include="weight",
+    ),
+    "the same in 8 bits, corrected": Method(
+        "adarankgrad",
+        {**IN_BACKWARD, **EIGHT_BITS, "weight_rounding": "corrected"},
         accumulates=True,
         max_rank=16,
         include="weight",

@@ -90,6 +90,7 @@ def check_metrics(run):
         "mean_rank",
         "state_bytes",
         "grad_norm",
+        "skipped_steps",
     }
     evaluated = [row for row in rows if "val_loss" in row]
     assert [row["step"] for row in evaluated] == [3, 6]
