@@ -45,6 +45,46 @@ def test_the_budget_is_never_exceeded_while_ranks_rise_and_fall(budget, stagger)
             assert 0 < report.projected_state_bytes <= allowed
 
 
+@pytest.mark.parametrize("num_silent", [1, 3, 5])
+def test_the_budget_is_not_exceeded_by_weights_whose_first_gradients_come_late(num_silent):
+    weights = [nn.Parameter(torch.randn(20, 20)) for _ in range(6)]
+    optimizer = AdaRankGrad(weights, **OPTIONS, memory_budget=0.2)
+    awake = weights[: 6 - num_silent]
+    reports = list(train(optimizer, awake, [20] * len(awake), 5))
+    reports += train(optimizer, weights, [20] * 6, 7, seed=1)
+    allowed = 0.2 * 6 * 8 * 400
+    assert all(report.projected_state_bytes <= allowed for report in reports)
+    assert all(layer.rank >= 1 for layer in reports[-1].layers)
+
+
+@pytest.mark.parametrize("basis", ["randomized", "sketched"])
+def test_weights_that_are_added_wait_until_the_others_leave_them_something(basis):
+    weights = [nn.Parameter(torch.randn(20, 20)) for _ in range(3)]
+    # Twelve directions of 61 numbers: all for the first weight, then at least three for each.
+    budget = 12 * 61 * 4
+    optimizer = AdaRankGrad(
+        weights[:1], **{**OPTIONS, "min_rank": 3}, basis=basis, memory_budget=budget
+    )
+    list(train(optimizer, weights[:1], [20], 5))
+    assert optimizer.report().layers[0].rank == 12
+    optimizer.add_param_group({"params": weights[1:]})
+    waited = False
+    for report in train(optimizer, weights, [20] * 3, 9, seed=1):
+        ranks = [layer.rank for layer in report.layers]
+        assert sum(ranks) * 61 * 4 <= budget
+        waited |= min(ranks) == 0
+    assert waited
+    assert min(ranks) >= 3
+
+
+def test_the_sketch_between_two_steps_is_held_beside_the_budget():
+    weights = [nn.Parameter(torch.randn(20, 20)) for _ in range(3)]
+    optimizer = AdaRankGrad(weights, **OPTIONS, basis="sketched", memory_budget=0.3)
+    for report in train(optimizer, weights, [20] * 3, 8):
+        sketches = sum(4 * optimizer.state[weight]["sketch"].numel() for weight in weights)
+        assert report.projected_state_bytes - sketches <= 0.3 * 3 * 8 * 400
+
+
 def test_ranks_move_to_the_weights_whose_gradients_need_them():
     weights = [nn.Parameter(torch.randn(20, 20)) for _ in range(2)]
     optimizer = AdaRankGrad(weights, **OPTIONS, memory_budget=0.6)

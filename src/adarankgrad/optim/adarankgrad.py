@@ -101,10 +101,12 @@ class AdaRankGrad(SubspaceOptimizer):
             ``nearest``; ``stochastic``, right on average; or ``corrected``, with 8 more bits for
             each in the state (`master_weights`). The last two step in float32. No effect on
             float32 and float64 weights; float16 ones are refused.
-        memory_budget: state bytes of all projected weights together, never exceeded: an int or text
-            such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are allotted by captured
-            energy per byte and anew at refreshes, below each weight's ``max_rank``; ``energy`` may
-            ask for less (`core.budget`). Of the whole optimizer, not of a group.
+        memory_budget: bytes of bases and moments of all projected weights together, never exceeded:
+            an int or text such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are
+            allotted by captured energy per byte and anew at refreshes, below each weight's
+            ``max_rank``; ``energy`` may ask for less (`core.budget`). Not in it are corrections
+            (``weight_rounding``), and what a ``sketched`` basis holds before a refresh.
+            Of the whole optimizer, not of a group.
         max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
         nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),
             ``raise`` FloatingPointError, or ``ignore`` it, as torch's AdamW does. Skipping and

@@ -40,6 +40,11 @@ class Turn(NamedTuple):
     position: int
     max_rank: Callable[[], int] | None = None
 
+    @property
+    def may_take_a_basis(self) -> bool:
+        """Whether a common budget leaves it any bytes now."""
+        return self.max_rank is None or self.max_rank() > 0
+
 
 def coordinates(
     grad_matrix: Tensor, state: State, options: Options, layout: Layout, turn: Turn
@@ -55,7 +60,7 @@ def coordinates(
     if reason is RefreshReason.NONE and rule.reads_gradient and age > 0 and age % rule.min_gap == 0:
         coords = project(grad_matrix, state["basis"])
         reason = _measured_reason(rule, grad_matrix, coords, state)
-    if reason is not RefreshReason.NONE:
+    if reason is not RefreshReason.NONE and turn.may_take_a_basis:
         refreshed = _refresh(grad_matrix, state, options, layout, turn, reason)
         coords = coords if refreshed is None else refreshed
     return project(grad_matrix, state["basis"]) if coords is None else coords

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Claimant:
 
     Attributes:
         param: the weight.
-        state: its optimizer state, empty before its first step.
+        states: of all weights, as they are at any time.
         cost: bytes of one direction.
         fixed: bytes that do not depend on the rank.
         min_rank: floor.
@@ -29,17 +29,26 @@ class Claimant:
     """
 
     param: Tensor
-    state: dict[str, Any]
+    states: Mapping[Tensor, dict[str, Any]]
     cost: int
     fixed: int
     min_rank: int
     max_rank: int
 
     @property
+    def state(self) -> dict[str, Any]:
+        """Its optimizer state, empty before its first step."""
+        return self.states.get(self.param, {})
+
+    @property
+    def rank(self) -> int:
+        """The rank it has; 0 before its first basis."""
+        return int(self.state["basis"].shape[-1]) if self.state else 0
+
+    @property
     def reserved_rank(self) -> int:
         """The rank it has, or is sure to get."""
-        basis = self.state.get("basis")
-        return self.min_rank if basis is None else max(self.min_rank, basis.shape[-1])
+        return max(self.min_rank, self.rank)
 
     @property
     def gains(self) -> Tensor:
@@ -78,25 +87,30 @@ class RankBudget:
         self._allotted = dict(zip(self._claimants, ranks, strict=True))
 
     def max_rank(self, param: Tensor) -> int:
-        """The highest rank that a weight may take now."""
+        """The highest rank that a weight may take now.
+
+        Where a weight was added later and the others hold what would be its minimum, that is below
+        its minimum, and 0 if there is nothing left: it waits until they are refreshed.
+        """
         own = self._claimants[param]
-        others = sum(
-            claimant.reserved_rank * claimant.cost
-            for claimant in self._claimants.values()
-            if claimant is not own
-        )
-        affordable = (self._budget - others) // own.cost
-        return max(own.min_rank, min(self._allotted[param], affordable))
+        others = [claimant for claimant in self._claimants.values() if claimant is not own]
+        reserved = sum(claimant.reserved_rank * claimant.cost for claimant in others)
+        held = sum(claimant.rank * claimant.cost for claimant in others)
+        affordable = min(self._allotted[param], (self._budget - reserved) // own.cost)
+        at_least = min(own.min_rank, max(own.rank, (self._budget - held) // own.cost))
+        return max(at_least, affordable)
 
 
-def claimant_of(param: Tensor, state: dict[str, Any], options: dict[str, Any]) -> Claimant:
+def claimant_of(
+    param: Tensor, states: Mapping[Tensor, dict[str, Any]], options: dict[str, Any]
+) -> Claimant:
     """Describe a projected weight to a budget."""
     layout = layout_for(param, options)
     width = torch.promote_types(param.dtype, torch.float32).itemsize
     min_rank, max_rank = rank_bounds(options, layout)
     return Claimant(
         param=param,
-        state=state,
+        states=states,
         cost=matrix_bytes(param, layout, 1, options),
         fixed=layout.num_matrices * width if options["residual"].startswith("fira") else 0,
         min_rank=min(min_rank, max_rank),

@@ -352,7 +352,7 @@ class SubspaceOptimizer(Optimizer):
     def _divide_budget(self) -> RankBudget:
         """Allot ranks to all projected weights, by what is known of their gradients now."""
         claimants = [
-            claimant_of(param, self.state.get(param, {}), group)
+            claimant_of(param, self.state, group)
             for group in self.param_groups
             for param in group["params"]
             if is_matrix_to_project(param, group)

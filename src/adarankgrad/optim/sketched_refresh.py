@@ -58,7 +58,7 @@ def coordinates_from(
     measured = held.measured
     coords, is_skipped = measured.coords, False
     if _has_sketch(state):
-        if can_be_factorised(measured.coords):
+        if can_be_factorised(measured.coords) and turn.may_take_a_basis:
             coords = _refresh(measured, held.measurement.basis, state, options, layout, turn)
         else:
             rotation = state["basis"].mT @ held.measurement.basis
