@@ -45,16 +45,21 @@ def test_the_budget_is_never_exceeded_while_ranks_rise_and_fall(budget, stagger)
             assert 0 < report.projected_state_bytes <= allowed
 
 
-@pytest.mark.parametrize("num_silent", [1, 3, 5])
-def test_the_budget_is_not_exceeded_by_weights_whose_first_gradients_come_late(num_silent):
-    weights = [nn.Parameter(torch.randn(20, 20)) for _ in range(6)]
-    optimizer = AdaRankGrad(weights, **OPTIONS, memory_budget=0.2)
-    awake = weights[: 6 - num_silent]
-    reports = list(train(optimizer, awake, [20] * len(awake), 5))
-    reports += train(optimizer, weights, [20] * 6, 7, seed=1)
-    allowed = 0.2 * 6 * 8 * 400
-    assert all(report.projected_state_bytes <= allowed for report in reports)
-    assert all(layer.rank >= 1 for layer in reports[-1].layers)
+def test_the_budget_is_not_exceeded_by_weights_whose_first_gradients_come_late():
+    """The first holds more than its share when the others, at one step, find their first bases."""
+    weights = [nn.Parameter(torch.randn(24, 24)) for _ in range(6)]
+    budget = 6 * 8 * 24 * 24 // 4
+    optimizer = AdaRankGrad(weights, **OPTIONS, memory_budget=budget)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(9):
+        for weight in weights[1:] if step >= 4 else []:
+            weight.grad = torch.randn(24, 24, generator=generator)
+        # All energy, so a high rank, but little of it beyond the first direction: a small share.
+        strong = low_rank_gradient((24, 24), 1, generator) if step >= 3 else 0.0
+        weights[0].grad = strong + 0.01 * torch.randn(24, 24, generator=generator)
+        optimizer.step()
+        assert optimizer.report().projected_state_bytes <= budget
+    assert all(layer.rank >= 1 for layer in optimizer.report().layers)
 
 
 @pytest.mark.parametrize("basis", ["randomized", "sketched"])
