@@ -19,8 +19,14 @@ LONGEST_S = 2.0
 
 METHODS = {
     "adarankgrad": {"optimizer_args": {"refresh_max_gap": 3}},
-    "sketched": {
-        "optimizer_args": {"refresh_max_gap": 3, "basis": "sketched"},
+    "sketched in eight bits": {
+        "optimizer_args": {
+            "refresh_max_gap": 3,
+            "basis": "sketched",
+            "state_dtype": "int8",
+            "basis_dtype": "int8",
+            "weight_rounding": "stochastic",
+        },
         "precision": "bfloat16",
         "gradient_accumulation": 2,
     },
