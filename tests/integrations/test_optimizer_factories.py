@@ -189,7 +189,7 @@ def test_arguments_come_as_axolotl_passes_them(model):
             None,
             r"option of AdaRankGradFactory 'max_rnk': did you mean max_rank",
         ),
-        ({"max_rank": 4}, None, r'no learning rate: .*\{"training_args": args\}'),
+        ({"max_rank": 4}, None, r'no learning rate, .*\{"training_args": args\}'),
         ({"lr": "fast"}, None, r"lr must be .* 'fast'"),
         ({}, {"optim_args": "rank"}, r"optim_args 'rank' has no value for 'rank'"),
         ({}, {"optim_args": "rank=4"}, r"unknown option of AdaRankGradFactory 'rank'"),
@@ -240,3 +240,9 @@ def test_a_base_that_is_trained_beside_an_adapter_is_refused(model):
 def test_target_modules_in_the_frozen_base_are_refused(model):
     with pytest.raises(ValueError, match=r"matches none .* Frozen weights"):
         AdaRankGradFactory()(with_lora(model), lr=1e-3, optim_target_modules=["up_proj"])
+
+
+def test_sharded_weights_are_refused(model):
+    model.lm_head.weight.full_tensor = None  # as a DTensor has
+    with pytest.raises(ValueError, match=r"lm_head\.weight is a DTensor: .* train with DDP"):
+        AdaRankGradFactory()(model, lr=1e-3)
