@@ -100,9 +100,9 @@ def test_one_process_with_the_same_batches_ends_with_the_same(results, sequences
     alone = train(sequences, str(tmp_path), batch_size=4)
     together = results[0]["whole"]
     for name, weight in alone["weights"].items():
-        # Gradients of 1e-2 summed in another order differ by 1e-18 or so, which Adam divides by eps,
-        # and Newton-Schulz magnifies by the spread of singular values, at most 1e4 here; then four
-        # steps of 1e-3. Below that stands the rounding of the weights, 1e-16.
+        # Gradients of 1e-2 summed in another order differ by 1e-18 or so, which Adam divides by
+        # eps, and Newton-Schulz magnifies by the spread of singular values, at most 1e4 here; then
+        # four steps of 1e-3. Below that stands the rounding of the weights, 1e-16.
         torch.testing.assert_close(together["weights"][name], weight, rtol=0, atol=1e-13)
     assert {name: basis.shape for name, basis in alone["bases"].items()} == {
         name: basis.shape for name, basis in together["bases"].items()

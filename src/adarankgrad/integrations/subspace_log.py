@@ -14,10 +14,11 @@ from adarankgrad.optim.engine import SubspaceOptimizer
 def log_subspaces(trainer: Trainer) -> LogSubspaces:
     """Add what the optimizer does to every training log, wherever ``report_to`` sends it.
 
-    Beside loss and learning rate then stand ``lr_projected`` and ``lr_plain`` (of the last step;
-    Trainer's ``learning_rate`` is that of the next), ``mean_rank``, ``smallest_rank``,
-    ``largest_rank``, ``captured_energy`` (share of the gradient's, at the last refresh, mean over
-    weights), ``state_bytes``, ``skipped_steps``, and ``grad_norm`` where Trainer has none.
+    Beside the loss then stand ``lr_projected`` and ``lr_plain`` (of the step that is logged;
+    Trainer's ``learning_rate`` is that of the first group alone), ``mean_rank``,
+    ``smallest_rank``, ``largest_rank``, ``captured_energy`` (share of the gradient's, at the last
+    refresh, mean over weights), ``state_bytes``, ``skipped_steps``, and ``grad_norm`` where
+    Trainer has none.
 
     Args:
         trainer: whose log to extend; its optimizer has to be of this package when it trains.
