@@ -195,7 +195,7 @@ def test_arguments_come_as_axolotl_passes_them(model):
         ({}, {"optim_args": "rank=4"}, r"unknown option of AdaRankGradFactory 'rank'"),
         ({}, {"embedding_lr": 1e-4}, r"embedding_lr = 0.0001 is not honoured .* plain_lr"),
         ({}, {"optim_target_modules": ["qq"]}, r"\['qq'\] matches none of .*q_proj\.weight"),
-        ({"include": "q_proj"}, {"optim_target_modules": ["q"]}, r"or include, not both"),
+        ({"include": "q_proj"}, {"optim_target_modules": "all-linear"}, r"both choose .* give one"),
         ({"smallest_side": 100}, {}, r"worth projecting, so adarankgrad would be plain AdamW"),
     ],
     ids=str,
@@ -228,13 +228,19 @@ def test_adapters_are_trained_and_the_base_stays(model, sequences, tmp_path):
     assert all("lora_" in layer.name for layer in layers)
 
 
-def test_a_base_that_is_trained_beside_an_adapter_is_refused(model):
-    peft_model = with_lora(model)
-    peft_model.base_model.model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    with pytest.raises(
-        ValueError, match=r"layers\.0\.mlp\.up_proj\.weight is a weight of the base"
-    ):
-        AdaRankGradFactory()(peft_model, lr=1e-3)
+def added_by_transformers(model):
+    model.add_adapter(LoraConfig(r=8, target_modules=["q_proj"]))
+    return model
+
+
+@pytest.mark.parametrize("adapt", [with_lora, added_by_transformers])
+def test_a_base_that_is_trained_beside_an_adapter_is_refused(model, adapt):
+    weight = model.model.layers[0].mlp.up_proj.weight
+    adapted = adapt(model)
+    AdaRankGradFactory()(adapted, lr=1e-3)
+    weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"mlp\.up_proj\.weight is a weight of the base model"):
+        AdaRankGradFactory()(adapted, lr=1e-3)
 
 
 def test_target_modules_in_the_frozen_base_are_refused(model):

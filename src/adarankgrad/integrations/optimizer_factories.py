@@ -81,17 +81,16 @@ class OptimizerFactory:
         options = {name: _parsed(value) for name, value in options.items()}
         self._check_names(options)
         _check_weights(model)
-        own = {name: options.pop(name, None) for name in _OWN_OPTIONS}
+        targets, plain_lr, _ = (options.pop(name, None) for name in _OWN_OPTIONS)
         grouping = {name: options.pop(name) for name in _GROUP_OPTIONS if name in options}
-        if own["optim_target_modules"] is not None:
-            targets = own["optim_target_modules"]
+        if targets is not None:
             grouping["include"] = _patterns_of_targets(model, targets, grouping)
         groups = list(_decayed_as_by_trainer(model, param_groups(model, **grouping)))
         self._check_projects(groups)
-        if own["plain_lr"] is not None:
+        if plain_lr is not None:
             for group in groups:
                 if not group["project"]:
-                    group["lr"] = own["plain_lr"]
+                    group["lr"] = plain_lr
         return find_optimizer(self.method).build(groups, **options)
 
     def _check_names(self, options: dict[str, Any]) -> None:
@@ -202,19 +201,27 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _marks_of_adapters(model: nn.Module) -> tuple[str, ...]:
-    """Parts of the names of what a peft model saves; none of any other model."""
-    prefix = getattr(getattr(model, "base_model", None), "prefix", None)
-    is_adapted = hasattr(model, "peft_config") and isinstance(prefix, str)
-    return (str(prefix), "modules_to_save", "trainable_tokens_") if is_adapted else ()
+    """Parts of the names of what peft saves of the model; none of a model without adapters."""
+    configs = getattr(model, "peft_config", None) or {}
+    kinds = [config.peft_type for config in configs.values() if not config.is_prompt_learning]
+    if not kinds:
+        return ()
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefixes = (PEFT_TYPE_TO_PREFIX_MAPPING[kind] for kind in kinds)
+    return (*prefixes, "modules_to_save", "trainable_tokens_")
 
 
 def _patterns_of_targets(
     model: nn.Module, targets: str | list[str], grouping: dict[str, Any]
 ) -> list[str] | None:
+    if grouping.get("include") is not None:
+        raise ValueError(
+            f"optim_target_modules {targets!r} and include {grouping['include']!r} both choose "
+            "what is projected: give one of them"
+        )
     if isinstance(targets, str) and targets.replace("_", "-") == "all-linear":
         return None
-    if grouping.pop("include", None) is not None:
-        raise ValueError("give optim_target_modules or include, not both")
     default = [
         name
         for group in param_groups(model, **grouping)
