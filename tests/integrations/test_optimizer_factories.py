@@ -252,3 +252,8 @@ def test_sharded_weights_are_refused(model):
     model.lm_head.weight.full_tensor = None  # as a DTensor has
     with pytest.raises(ValueError, match=r"lm_head\.weight is a DTensor: .* train with DDP"):
         AdaRankGradFactory()(model, lr=1e-3)
+
+
+def test_a_trainer_that_knows_no_factories_is_told_so(model):
+    with pytest.raises(ValueError, match=r"optimizers=\(GaLoreFactory\(\)\(model, args\), None\)"):
+        GaLoreFactory([{"params": list(model.parameters())}], training_args=arguments())

@@ -60,6 +60,14 @@ class OptimizerFactory:
 
     method: ClassVar[str]
 
+    def __init__(self, *groups: Any, **options: Any) -> None:
+        if groups or options:
+            raise ValueError(
+                f"{type(self).__name__} is no class of optimizer: this version of transformers "
+                "does not know factories. Call it yourself, "
+                f"Trainer(optimizers=({type(self).__name__}()(model, args), None))"
+            )
+
     def __call__(
         self, model: nn.Module, training_args: TrainingArguments | None = None, **options: Any
     ) -> Optimizer:
