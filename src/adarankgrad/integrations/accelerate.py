@@ -46,8 +46,8 @@ def unwrapped(optimizer: Any) -> SubspaceOptimizer:
     while not isinstance(inner, SubspaceOptimizer):
         if not hasattr(inner, "optimizer"):
             raise ValueError(
-                "gradients can be projected in the backward pass for an optimizer of adarankgrad, "
-                f"got {type(inner).__module__}.{type(inner).__name__}"
+                "this needs an optimizer of adarankgrad, got "
+                f"{type(inner).__module__}.{type(inner).__name__}"
             )
         inner = inner.optimizer
     return inner

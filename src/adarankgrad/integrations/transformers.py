@@ -1,4 +1,4 @@
-"""transformers' `Trainer`: projected gradients, and checkpoints that a kill cannot break.
+"""transformers' `Trainer`: optimizers, logs, projected gradients, and checkpoints that survive.
 
 Trainer writes a checkpoint where it will be found, file by file, so that the newest one may be
 incomplete; and it has nothing to tell whether a file is still as it was written.
@@ -15,9 +15,31 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adarankgrad.integrations.accelerate import unwrapped
+from adarankgrad.integrations.optimizer_factories import (
+    AdaRankGradFactory,
+    FiraFactory,
+    GaLoreFactory,
+    OptimizerFactory,
+    OrthogonalizedSGDFactory,
+    PublishedAdaRankGradFactory,
+)
+from adarankgrad.integrations.subspace_log import log_subspaces
 from adarankgrad.optim.accumulation import BackwardAccumulation
 from adarankgrad.train.checkpoints import checkpoints_in
 from adarankgrad.train.files import MANIFEST_NAME, find_fault, seal_folder
+
+__all__ = [
+    "AccumulateInBackward",
+    "AdaRankGradFactory",
+    "FiraFactory",
+    "GaLoreFactory",
+    "OptimizerFactory",
+    "OrthogonalizedSGDFactory",
+    "PublishedAdaRankGradFactory",
+    "SealCheckpoints",
+    "log_subspaces",
+    "newest_sealed",
+]
 
 
 class AccumulateInBackward(TrainerCallback):

@@ -133,6 +133,16 @@ def find_optimizer(name: str) -> OptimizerSpec:
     raise unknown_name("optimizer", name, list(OPTIMIZERS), hint=", or the dotted path of a class")
 
 
+def allowed_arguments(spec: OptimizerSpec) -> set[str]:
+    """Return the names of what may be set besides the weights."""
+    names = set()
+    for function in spec.signatures:
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.add(parameter.name)
+    return (names | set(spec.more_arguments)) - {"params", *_SET_BY_GROUPS, *_NOT_FOR_TRAINING}
+
+
 def _of_another_package(path: str) -> OptimizerSpec:
     optimizer_class = load_optimizer_class(path)
     return OptimizerSpec(
@@ -185,7 +195,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
         UserError: The optimizer refuses a setting, or has no argument of that name.
     """
     spec = find_optimizer(config.optimizer)
-    allowed = _allowed_arguments(spec)
+    allowed = allowed_arguments(spec)
     implied = _FOR_ACCUMULATION.get(config.optimizer, {}) if config.accumulate_in_backward else {}
     extra = {
         name: tuple(value) if isinstance(value, list) else value
@@ -299,15 +309,6 @@ def held_bytes(value: Any) -> int:
 
 def _given(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-
-
-def _allowed_arguments(spec: OptimizerSpec) -> set[str]:
-    names = set()
-    for function in spec.signatures:
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                names.add(parameter.name)
-    return (names | set(spec.more_arguments)) - {"params", *_SET_BY_GROUPS, *_NOT_FOR_TRAINING}
 
 
 def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[str]) -> None:
