@@ -43,7 +43,8 @@ class Fira(SubspaceOptimizer):
         rank: an int (columns) or a float in (0, 1] (share of the short side). The paper takes
             128, 256, 256 and 512 for LLaMA 60M, 130M, 350M and 1B; the default is ours.
         refresh_every: steps between bases, at least 1; the paper's T.
-        stagger: spread the refreshes of all weights over these steps; not in the paper.
+        stagger: spread the refreshes of all weights over these steps; not in the paper. An exact
+            decomposition is by itself longer than a step; ``randomized`` evens steps out.
         scale: factor on the lifted update, at least 0; the paper's α.
         residual: ``paper``, G − P Pᵀ G, or ``official``, G − scale · P Pᵀ G.
         residual_scale: factor on the residual step, at least 0; 1 in the paper.

@@ -40,7 +40,8 @@ class GaLore(SubspaceOptimizer):
         rank: an int (columns) or a float in (0, 1] (share of the short side). The paper takes
             128, 256, 256 and 512 for LLaMA 60M, 130M, 350M and 1B; the default is ours.
         refresh_every: steps between bases, at least 1; the paper's T.
-        stagger: spread the refreshes of all weights over these steps; not in the paper.
+        stagger: spread the refreshes of all weights over these steps; not in the paper. An exact
+            decomposition is by itself longer than a step; ``randomized`` evens steps out.
         scale: factor on the lifted update, at least 0; the paper's α.
         side: which side of a matrix the basis spans (`AdaRankGrad`).
         basis: ``exact`` singular value decomposition, or the ``randomized`` range finder, which is
