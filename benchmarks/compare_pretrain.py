@@ -83,7 +83,8 @@ def draw(
     path.write_bytes(to_png(trade_off_figure(points, caption), caption))
     shown = ("loss", "ranks_adarankgrad") if is_complete else ("ranks_adarankgrad",)
     for plot in (arguments.output / "plots" / f"{name}.png" for name in shown):
-        shutil.copy(plot, RESULTS / f"compare_pretrain_{plot.name}")
+        if plot.exists():  # not where its method was left out
+            shutil.copy(plot, RESULTS / f"compare_pretrain_{plot.name}")
 
 
 def summarize(method: dict[str, Any]) -> dict[str, Any]:
