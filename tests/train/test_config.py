@@ -5,8 +5,8 @@ import torch
 
 from adarankgrad.train import TrainConfig, UserError
 from adarankgrad.train.config import (
-    format_optimizer_args,
-    parse_optimizer_args,
+    format_arguments,
+    parse_arguments,
     parse_rank,
     read_toml,
 )
@@ -52,14 +52,14 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
     ],
 )
 def test_optimizer_arguments_are_python_literals(text, expected):
-    assert parse_optimizer_args(text) == expected
-    assert parse_optimizer_args(format_optimizer_args(expected)) == expected
+    assert parse_arguments(text) == expected
+    assert parse_arguments(format_arguments(expected)) == expected
 
 
 @pytest.mark.parametrize("text", ["0.9", "a=b=c", "a=f(1)", "**x", "a=__import__('os')", "a=1;b"])
 def test_other_optimizer_arguments_are_refused(text):
     with pytest.raises(UserError, match="optimizer-args"):
-        parse_optimizer_args(text)
+        parse_arguments(text)
 
 
 def test_a_rank_is_columns_or_a_share():
