@@ -1,5 +1,6 @@
 """``adarankgrad train --powerprop``: neutral at alpha 1, resumable, and plain in the end."""
 
+import json
 import os
 import signal
 
@@ -59,3 +60,37 @@ def test_a_stopped_run_resumes_to_the_bit_and_saves_a_plain_model(folder, monkey
     assert call("train", "--resume", "--output", "parts") == 0
     assert_same(folder / "whole", folder / "parts")
     assert not [name for name in weights_of(folder / "parts") if "parametrizations" in name]
+
+
+def test_the_dense_end_of_the_curve_is_the_run_and_the_other_is_worse(folder, capfd):
+    flags = {"steps": 30, "lr": 1e-2, "eval_every": 30, "save_every": 30}
+    assert call("train", *tiny_flags(powerprop="alpha=2", **flags)) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    capfd.readouterr()
+    curve = ("sparsify", "--run", "run", "--densities", "0.01,1,0.2", "--device", "cpu", "--json")
+    assert call(*curve) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert json.loads((folder / "run" / "sparsity.json").read_text()) == result
+    assert (folder / "run" / "plots" / "sparsity.png").stat().st_size > 1000
+    points = result["points"]
+    assert [point["density"] for point in points] == [1.0, 0.2, 0.01]
+    # The same mean in another order; and the model went through float32 files.
+    assert points[0]["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
+    assert points[0]["val_loss"] < points[1]["val_loss"] < points[2]["val_loss"]
+    assert points[0]["num_kept"] == points[0]["num_weights"] > points[1]["num_kept"]
+    assert call("train", *tiny_flags(overwrite=True, powerprop="alpha=2", steps=1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--run", "absent"], "absent is not a finished run"),
+        (["--run", "absent", "--densities", "few"], "--densities 'few' is not a list"),
+        (["--run", "absent", "--densities", "0"], "0 is outside (0, 1]"),
+        (["--run", "absent", "--scope", "row"], "scope 'row' is unknown"),
+    ],
+)
+def test_a_curve_that_cannot_be_drawn_is_refused_in_one_line(folder, capfd, flags, message):
+    assert call("sparsify", *flags) == 2
+    err = capfd.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and message in err

@@ -65,6 +65,13 @@ def test_the_output_layer_keeps_twice_the_share():
             assert sum(int(mask.sum()) for mask in masks.values()) == int(density * 560) + kept
 
 
+def test_what_is_excluded_stays_as_it_is():
+    model = mlp()
+    masks = sparsify(model, 0.1, exclude=r"^4\.")
+    assert masks.keys() == {"0.weight", "2.weight"}
+    assert bool((model[4].weight != 0).all())
+
+
 def test_a_global_choice_compares_powers_not_parameters():
     model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
     model[0].weight.data = torch.tensor([[0.5, 0.3]])
@@ -81,6 +88,8 @@ def test_a_global_choice_compares_powers_not_parameters():
         ({"density": 1.1}, r"density must be in \(0, 1\]"),
         ({"density": 0.5, "scope": "row"}, "scope must be one of layer, global"),
         ({"density": 0.5, "output_layer": "head"}, "output_layer 'head' is no linear"),
+        ({"density": 0.5, "exclude": "head"}, "exclude pattern 'head' matches no"),
+        ({"density": 0.5, "exclude": "weight"}, "no weight of a linear or convolution layer"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -128,9 +128,7 @@ def test_bad_settings_are_refused(options, message):
 
 def test_tasks_that_are_not_there_and_negative_scores_are_refused():
     packnet = packed(network())
-    with pytest.raises(
-        ValueError, match="task must be one of the 0 finished ones, from 1 on, got 1"
-    ):
+    with pytest.raises(ValueError, match="task must be one of the 0 finished ones"):
         packnet.use_task(1)
     packnet.begin_task()
     with pytest.raises(ValueError, match="the score must be at least 0"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_choice, check_number
+from ..core.patterns import matching_names
 from .power import powered_weights
 from .powerprop import layer_weights
 
@@ -21,6 +23,7 @@ def magnitude_masks(
     *,
     scope: Scope = "layer",
     output_layer: str | None = None,
+    exclude: str | Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Choose the weights of linear and convolution layers that are largest in magnitude.
 
@@ -34,19 +37,25 @@ def magnitude_masks(
         scope: ``"layer"``: of every layer this share; ``"global"``: of all layers together.
         output_layer: name of a layer, such as ``"lm_head"``, that keeps min(1, 2 density) by
             itself, as in the authors' notebook.
+        exclude: regular expressions of weights that are no part of this, such as tied ones.
 
     Returns:
         By the plain name of each weight, a bool mask of its shape; round(density * n) of n entries
         are True, halves rounded up.
 
     Raises:
-        ValueError: density is outside (0, 1], scope is unknown, or output_layer names no layer.
+        ValueError: density is outside (0, 1], scope is unknown, output_layer names no layer, or
+            exclude matches nothing or everything.
 
     Memory: 12 bytes for each entry that is ordered together.
     """
     check_number("density", density, low=0.0, high=1.0, is_low_allowed=False)
     check_choice("scope", scope, get_args(Scope))
     weights = prunable_weights(model)
+    for name in matching_names(exclude, list(weights.items()), "exclude"):
+        del weights[name]
+    if not weights:
+        raise ValueError("the model has no weight of a linear or convolution layer to choose from")
     output_name = None if output_layer is None else f"{output_layer}.weight"
     if output_name is not None and output_name not in weights:
         raise ValueError(
@@ -70,6 +79,7 @@ def sparsify(
     *,
     scope: Scope = "layer",
     output_layer: str | None = None,
+    exclude: str | Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Set all but the largest weights to zero, in place, without training again.
 
@@ -79,9 +89,10 @@ def sparsify(
         The masks, True where a weight was kept; training on needs them, since an optimizer with
         momentum moves zeros too.
     """
-    masks = magnitude_masks(model, density, scope=scope, output_layer=output_layer)
-    for name, param in stored_weights(model).items():
-        param.mul_(masks[name])
+    masks = magnitude_masks(model, density, scope=scope, output_layer=output_layer, exclude=exclude)
+    stored = stored_weights(model)
+    for name, mask in masks.items():
+        stored[name].mul_(mask)
     return masks
 
 
