@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..core.layers import is_transposed_linear
 from ..core.memory import adam_state_bytes
 from ..core.patterns import matching_names
 from .matrix_state import layout_for
@@ -161,7 +162,7 @@ def _candidate_names(model: nn.Module) -> set[str]:
     names = set()
     for name, module, param in _layer_parameters(model):
         short_name = name.rpartition(".")[2]
-        is_linear = isinstance(module, nn.Linear) or _is_transposed_linear(module)
+        is_linear = isinstance(module, nn.Linear) or is_transposed_linear(module)
         is_layer = is_linear or isinstance(module, _CONVOLUTIONS)
         is_stack = _is_stack_of_matrices(module, short_name, param)
         if ((is_layer and short_name == "weight") or is_stack) and id(param) not in kept_plain:
@@ -186,11 +187,6 @@ def _layer_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor
         if module not in entrywise:
             for short_name, param in module.named_parameters(recurse=False):
                 yield f"{prefix}{short_name}", module, param
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D, whose class a parametrization replaces."""
-    return "Conv1D" in {kind.__name__ for kind in type(module).__mro__}
 
 
 def _is_stack_of_matrices(module: nn.Module, short_name: str, param: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..core.checks import check_choice, check_number
-from ..core.parametrized import unshare_class
+from ..core.layers import is_transposed_linear, unshare_class
 from ..core.patterns import matching_names
 from .power import Power, powered_weights
 
@@ -122,9 +122,7 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Module]:
     """Return the linear and convolution layers of a model by the plain names of their weights."""
     layers = {}
     for name, module in model.named_modules():
-        # transformers' Conv1D, a linear layer with transposed weight, is known by its name.
-        class_names = {kind.__name__ for kind in type(module).__mro__}
-        if isinstance(module, _LAYERS) or "Conv1D" in class_names:
+        if isinstance(module, _LAYERS) or is_transposed_linear(module):
             layers[f"{name}.weight" if name else "weight"] = module
     return layers
 

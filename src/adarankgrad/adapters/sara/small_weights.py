@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from ...core.parametrized import unshare_class
+from ...core.layers import unshare_class
 from .checksum import checksum
 
 _MAX_INT32 = 2**31 - 1

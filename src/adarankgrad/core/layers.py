@@ -1,4 +1,4 @@
-"""What torch's parametrize leaves to do before a parametrization is taken off."""
+"""Layers whose class torch's parametrize replaces."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def unshare_class(module: nn.Module) -> None:
         if name not in ("__dict__", "__weakref__")
     }
     module.__class__ = type(shared.__name__, shared.__bases__, members)
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Tell whether a module is transformers' Conv1D, a linear layer with transposed weight."""
+    return "Conv1D" in {kind.__name__ for kind in type(module).__mro__}
