@@ -111,6 +111,20 @@ def test_training_resumes_to_the_bit():
     assert all(torch.equal(*pair) for pair in zip(values(whole), values(resumed), strict=True))
 
 
+def test_weights_added_later_are_decayed_as_the_others():
+    config = PowerpropConfig(alpha=2, decay_on="weight")
+    model = powerpropagate(mlp().double(), config)
+    first, second = (powered.theta for powered in powered_weights(model)[:2])
+    optimizer = torch.optim.SGD([first], lr=LR, weight_decay=DECAY)
+    PowerUpdates(optimizer, model, config)
+    optimizer.add_param_group({"params": [second]})
+    before = model[2].weight.detach().clone()
+    (model[2].weight * 0.0).sum().backward()
+    optimizer.step()
+    expected = before * (1 - LR * DECAY)
+    assert torch.allclose(model[2].weight, expected, rtol=12 * 2**-53, atol=0.0)
+
+
 def test_taking_the_hooks_away_restores_the_gradient_by_theta():
     model = powerpropagate(mlp(), CONFIG)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

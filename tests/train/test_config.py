@@ -170,3 +170,11 @@ def test_devices_are_named_as_in_torch(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="cuda:2 is not there.*2 CUDA"):
         resolve_device("cuda:2")
+
+
+def test_powers_survive_a_file_and_a_flag(tmp_path):
+    given = {"alpha": 2, "adam_mode": "preconditioned", "exclude": "lm_head"}
+    file = tmp_path / "config.toml"
+    file.write_text(config_for(powerprop=given).to_toml())
+    assert read_toml(file)["powerprop"] == given
+    assert parse_arguments(format_arguments(given), "powerprop") == given

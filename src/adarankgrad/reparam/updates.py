@@ -95,6 +95,8 @@ class PowerUpdates:
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(each is not None for each in (*args[1:], *kwargs.values())):
             raise ValueError("powered updates need gradients before step(), not a closure")
+        added = optimizer.param_groups[len(self._decays) :]
+        self._decays += [self._take_decay(group) for group in added]
         keeps_start = self.config.adam_mode == "preconditioned"
         self._num_skipped = _num_skipped(optimizer)
         self._starts = {

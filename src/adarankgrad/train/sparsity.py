@@ -79,6 +79,8 @@ def measure_sparsity(request: SparsityRequest) -> dict[str, Any]:
     from adarankgrad.train.density_figure import write_density_figure
 
     request.check()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     run = load_run(request.run_dir)
     device = resolve_device(request.device)
     model = _load_model(run).to(device).eval()
