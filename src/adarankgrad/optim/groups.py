@@ -69,7 +69,11 @@ def param_groups(
         raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
     # Reversed, so that a tied weight keeps its first name.
     plain_names = {id(param): name for name, _, param in reversed([*_layer_parameters(model)])}
-    named = [(plain_names[id(param)], param) for param in model.parameters() if param.requires_grad]
+    named = [
+        (plain_names[id(param)] if "parametrizations." in name else name, param)
+        for name, param in model.named_parameters()
+        if param.requires_grad
+    ]
     if not named:
         raise ValueError("the model has no parameter that requires a gradient; unfreeze some")
     include_names = None if include is None else matching_names(include, named, "include")

@@ -93,8 +93,9 @@ class EfficientPackNet:
         """
         if self.num_tasks == _MAX_TASKS:
             raise ValueError(f"{_MAX_TASKS} tasks are in the model already, the most it can hold")
-        for name, param in self._packed.items():
-            param.copy_(self._values[name])
+        if self.num_tasks > 0:
+            for name, param in self._packed.items():
+                param.copy_(self._values[name])
         for param in self._rest:
             param.requires_grad_(self.num_tasks == 0)
             param.grad = None  # of the last task, which a new optimizer would apply
@@ -122,7 +123,8 @@ class EfficientPackNet:
         Densities are tried downwards, and the first that fails ends the search.
 
         Args:
-            evaluate: scores the model on held-out data; at least 0, higher is better.
+            evaluate: scores the model on held-out data, in evaluation mode; at least 0, higher is
+                better.
 
         Returns:
             The share of free weights that the task kept. The model is pruned to the task.
