@@ -103,6 +103,22 @@ BAD_FLAGS = {
         {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"},
         ["carry", "nothing"],
     ),
+    "power below 1": ({"powerprop": "alpha=0.5"}, ["--powerprop", "alpha", "at least 1", "0.5"]),
+    "no power": ({"powerprop": "adam_mode=theta"}, ["--powerprop has no alpha"]),
+    "unknown setting of powers": ({"powerprop": "alfa=2"}, ["'alfa'", "did you mean alpha"]),
+    "unreadable powers": ({"powerprop": "2"}, ["--powerprop '2' cannot be read", "alpha=2"]),
+    "preconditioned powers in backward": (
+        {
+            "optimizer": "adarankgrad",
+            "powerprop": "alpha=2,adam_mode=preconditioned",
+            "accumulate-in-backward": True,
+        },
+        ["adam_mode=preconditioned", "--accumulate-in-backward"],
+    ),
+    "decay of bfloat16 powers": (
+        {"powerprop": "alpha=2,decay_on=weight", "precision": "bfloat16"},
+        ["needs float32 weights", "mixed-bfloat16"],
+    ),
     "whole gradients in AdamW": (
         {"accumulate-in-backward": True},
         ["adamw cannot be trained with --accumulate-in-backward", "--optimizer adarankgrad"],

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adarankgrad import AdaRankGrad, param_groups
+from adarankgrad.reparam import PowerpropConfig, powered_weights, powerpropagate
 
 transformers = pytest.importorskip("transformers")
 
@@ -121,3 +122,15 @@ def test_a_tiny_model_of_each_architecture_learns_a_batch_by_heart(name):
     # Sixteen tokens out of 64 start near ln 64 = 4.2; by heart is below 1.
     assert losses[0] > 3.5
     assert losses[-1] < 1.0
+
+
+def test_weights_trained_by_a_power_are_grouped_as_the_plain_ones():
+    plain, powered = build("gpt2"), build("gpt2")
+    with pytest.raises(ValueError, match=r"lm_head\.weight is tied to transformer\.wte\.weight"):
+        powerpropagate(powered)
+    powerpropagate(powered, PowerpropConfig(exclude="lm_head"))
+    assert len(powered_weights(powered)) == 8
+    groups, expected = (param_groups(model, smallest_side=4) for model in (powered, plain))
+    assert [{name for name, _ in group["params"]} for group in groups] == [
+        {name for name, _ in group["params"]} for group in expected
+    ]

@@ -74,9 +74,9 @@ def children(monkeypatch):
 def _value(name, text):
     kind = {"--optimizer-args": None}.get(name, name)
     if kind is None:
-        from adarankgrad.train.config import parse_optimizer_args
+        from adarankgrad.train.config import parse_arguments
 
-        return parse_optimizer_args(text)
+        return parse_arguments(text)
     try:
         return json.loads(text)
     except ValueError:

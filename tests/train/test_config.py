@@ -5,8 +5,8 @@ import torch
 
 from adarankgrad.train import TrainConfig, UserError
 from adarankgrad.train.config import (
-    format_optimizer_args,
-    parse_optimizer_args,
+    format_arguments,
+    parse_arguments,
     parse_rank,
     read_toml,
 )
@@ -52,14 +52,14 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
     ],
 )
 def test_optimizer_arguments_are_python_literals(text, expected):
-    assert parse_optimizer_args(text) == expected
-    assert parse_optimizer_args(format_optimizer_args(expected)) == expected
+    assert parse_arguments(text) == expected
+    assert parse_arguments(format_arguments(expected)) == expected
 
 
 @pytest.mark.parametrize("text", ["0.9", "a=b=c", "a=f(1)", "**x", "a=__import__('os')", "a=1;b"])
 def test_other_optimizer_arguments_are_refused(text):
     with pytest.raises(UserError, match="optimizer-args"):
-        parse_optimizer_args(text)
+        parse_arguments(text)
 
 
 def test_a_rank_is_columns_or_a_share():
@@ -170,3 +170,11 @@ def test_devices_are_named_as_in_torch(monkeypatch):
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="cuda:2 is not there.*2 CUDA"):
         resolve_device("cuda:2")
+
+
+def test_powers_survive_a_file_and_a_flag(tmp_path):
+    given = {"alpha": 2, "adam_mode": "preconditioned", "exclude": "lm_head"}
+    file = tmp_path / "config.toml"
+    file.write_text(config_for(powerprop=given).to_toml())
+    assert read_toml(file)["powerprop"] == given
+    assert parse_arguments(format_arguments(given), "powerprop") == given

@@ -19,6 +19,7 @@ _COMMANDS = (
     ("adarankgrad.cli.compare", "compare"),
     ("adarankgrad.cli.tune", "tune"),
     ("adarankgrad.cli.plan", "plan"),
+    ("adarankgrad.cli.sparsify", "sparsify"),
     ("adarankgrad.cli.demo", "demo"),
 )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.train.config import FIELDS, parse_optimizer_args, parse_rank
+from adarankgrad.train.config import FIELDS, TABLES, parse_arguments, parse_rank
 from adarankgrad.train.errors import UserError
 
 _METAVARS = {
@@ -69,11 +69,12 @@ def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Turn the flags' text into values; typer's own errors would not name the text."""
     settings: dict[str, Any] = {}
     for name, text in flags.items():
+        if name in TABLES:
+            settings[name] = parse_arguments(text, name)
+            continue
         parser, wanted = _PARSERS[FIELDS[name].metadata["kind"]]
         try:
             settings[name] = parser(text)
-        except UserError:
-            raise
         except ValueError as error:
             raise UserError(f"--{name.replace('_', '-')} {text!r} is not {wanted}.") from error
     return settings
@@ -85,5 +86,4 @@ _PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "float": (float, "a number"),
     "rank": (parse_rank, "a number of columns such as 64, or a share such as 0.25"),
     "bool": (bool, "a switch"),
-    "dict": (parse_optimizer_args, "name=value,..."),
 }

@@ -14,7 +14,7 @@ from typing import Any
 from adarankgrad.compare.plan import Cell, Plan
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.child import ChildPool, Job
-from adarankgrad.train.config import FIELDS, TrainConfig, format_optimizer_args
+from adarankgrad.train.config import FIELDS, TABLES, TrainConfig, format_arguments
 from adarankgrad.train.files import find_fault, write_atomic
 from adarankgrad.train.folder import SUMMARY_NAME
 
@@ -159,8 +159,8 @@ def flags_of(config: TrainConfig) -> list[str]:
     flags = []
     for name, spec in FIELDS.items():
         value = getattr(config, name)
-        if name == "optimizer_args":
-            value = format_optimizer_args(value) or None
+        if name in TABLES:
+            value = format_arguments(value) or None
         if value is not None and value != spec.default:
             flags.append(f"--{name.replace('_', '-')}")
             if value is not True:  # a switch stands alone

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adarankgrad.train.config import FIELDS, TrainConfig, parse_optimizer_args
+from adarankgrad.train.config import FIELDS, TrainConfig, with_tables
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.record import method_name
@@ -256,9 +256,7 @@ def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Meth
             )
         if name not in FIELDS:
             raise unknown_name(f"setting of methods.{label}", name, sorted(_OF_A_METHOD))
-    if isinstance(table.get("optimizer_args"), str):
-        table["optimizer_args"] = parse_optimizer_args(table["optimizer_args"])
-    return Method(label, table, **rates)
+    return Method(label, with_tables(table), **rates)
 
 
 def _list_of(values: Any, kind: type, what: str) -> list[Any]:

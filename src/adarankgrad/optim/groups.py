@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from ..core.layers import is_transposed_linear
 from ..core.memory import adam_state_bytes
 from ..core.patterns import matching_names
 from .matrix_state import layout_for
@@ -65,7 +67,13 @@ def param_groups(
     """
     if smallest_side < 2:
         raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    # Reversed, so that a tied weight keeps its first name.
+    plain_names = {id(param): name for name, _, param in reversed([*_layer_parameters(model)])}
+    named = [
+        (plain_names[id(param)] if "parametrizations." in name else name, param)
+        for name, param in model.named_parameters()
+        if param.requires_grad
+    ]
     if not named:
         raise ValueError("the model has no parameter that requires a gradient; unfreeze some")
     include_names = None if include is None else matching_names(include, named, "include")
@@ -156,14 +164,33 @@ def _candidate_names(model: nn.Module) -> set[str]:
     """Names of weights that are projected by default."""
     kept_plain = {id(param) for param in _embedding_and_head_weights(model)}
     names = set()
-    for module_name, module in model.named_modules():
-        for short_name, param in module.named_parameters(recurse=False):
-            is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-            is_layer = is_linear or isinstance(module, _CONVOLUTIONS)
-            is_stack = _is_stack_of_matrices(module, short_name, param)
-            if ((is_layer and short_name == "weight") or is_stack) and id(param) not in kept_plain:
-                names.add(f"{module_name}.{short_name}" if module_name else short_name)
+    for name, module, param in _layer_parameters(model):
+        short_name = name.rpartition(".")[2]
+        is_linear = isinstance(module, nn.Linear) or is_transposed_linear(module)
+        is_layer = is_linear or isinstance(module, _CONVOLUTIONS)
+        is_stack = _is_stack_of_matrices(module, short_name, param)
+        if ((is_layer and short_name == "weight") or is_stack) and id(param) not in kept_plain:
+            names.add(name)
     return names
+
+
+def _layer_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield every parameter with its name and the module that it is of.
+
+    One behind an entrywise parametrization, which keeps what rows and columns mean, has the name
+    and the module of the tensor it stands for.
+    """
+    entrywise: set[nn.Module] = set()
+    for module_name, module in model.named_modules():
+        prefix = f"{module_name}." if module_name else ""
+        stages_of: Any = module.parametrizations if is_parametrized(module) else {}
+        for tensor_name, stages in stages_of.items():
+            if all(getattr(stage, "is_entrywise", False) for stage in stages):
+                entrywise.add(stages)
+                yield f"{prefix}{tensor_name}", module, stages.original
+        if module not in entrywise:
+            for short_name, param in module.named_parameters(recurse=False):
+                yield f"{prefix}{short_name}", module, param
 
 
 def _is_stack_of_matrices(module: nn.Module, short_name: str, param: Tensor) -> bool:
@@ -187,12 +214,7 @@ def _embedding_and_head_weights(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _names_in(model: nn.Module, kind: type[nn.Module]) -> set[str]:
-    return {
-        f"{module_name}.{short_name}" if module_name else short_name
-        for module_name, module in model.named_modules()
-        if isinstance(module, kind)
-        for short_name, _ in module.named_parameters(recurse=False)
-    }
+    return {name for name, module, _ in _layer_parameters(model) if isinstance(module, kind)}
 
 
 def _short_side(param: Tensor, is_stack: bool) -> int:

@@ -106,6 +106,12 @@ class TrainConfig:
         False,
         kind="bool",
     )
+    powerprop: dict[str, Any] = _setting(
+        "Train linear layers' weights by their power: alpha=2, with adam_mode=theta or "
+        "preconditioned, decay_on=theta or weight, include and exclude (patterns of names).",
+        {},
+        kind="dict",
+    )
     seq_len: int = _setting("Tokens per sequence.", 256, kind="int")
     warmup_steps: int | None = _setting(
         "Steps of linear warm-up. Default: a tenth of the steps, at most 1000.", None, kind="int"
@@ -151,7 +157,8 @@ class TrainConfig:
     def to_toml(self) -> str:
         """Return the config as TOML; fields that are None are left out."""
         values = asdict(self)
-        values["optimizer_args"] = format_optimizer_args(self.optimizer_args)
+        for name in TABLES:
+            values[name] = format_arguments(values[name])
         return "".join(
             f"{name} = {_toml_value(value)}\n"
             for name, value in values.items()
@@ -161,6 +168,11 @@ class TrainConfig:
 
 FIELDS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(TrainConfig)}
 """Every setting by name, with help text and kind in its metadata."""
+
+TABLES = tuple(name for name, spec in FIELDS.items() if spec.metadata["kind"] == "dict")
+"""Settings that are names with values of their own."""
+
+_EXAMPLES = {"optimizer_args": "betas=(0.9,0.95),eps=1e-6", "powerprop": "alpha=2"}
 
 _KINDS = {
     "str": ((str,), "a text"),
@@ -173,7 +185,7 @@ _KINDS = {
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file; ``optimizer_args`` may be a table or name=value,... text.
+    """Read settings from a TOML file; `TABLES` may be tables or name=value,... text.
 
     Raises:
         UserError: The file is missing or not TOML, or holds a key that is no setting.
@@ -182,9 +194,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     for name in settings:
         if name not in FIELDS:
             raise unknown_name(f"key in {path}:", name, sorted(FIELDS))
-    if isinstance(settings.get("optimizer_args"), str):
-        settings["optimizer_args"] = parse_optimizer_args(settings["optimizer_args"])
-    return settings
+    return with_tables(settings)
 
 
 def read_toml_table(path: Path) -> dict[str, Any]:
@@ -201,11 +211,25 @@ def read_toml_table(path: Path) -> dict[str, Any]:
         raise UserError(f"the config {path} is not valid TOML: {error}.") from error
 
 
-def parse_optimizer_args(text: str) -> dict[str, Any]:
+def with_tables(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those that are tables but came as ``name=value,...`` text parsed.
+
+    Raises:
+        UserError: Such a text has another form.
+    """
+    texts = {name: value for name, value in settings.items() if isinstance(value, str)}
+    return settings | {n: parse_arguments(text, n) for n, text in texts.items() if n in TABLES}
+
+
+def parse_arguments(text: str, setting: str = "optimizer_args") -> dict[str, Any]:
     """Parse ``name=value,...``; values are Python literals, bare words and keywords are text.
 
+    Args:
+        text: What was given.
+        setting: Whose value it is, for the message.
+
     Example:
-        >>> parse_optimizer_args("betas=(0.9, 0.95),carry=squared")
+        >>> parse_arguments("betas=(0.9, 0.95),carry=squared")
         {'betas': (0.9, 0.95), 'carry': 'squared'}
 
     Raises:
@@ -218,13 +242,13 @@ def parse_optimizer_args(text: str) -> dict[str, Any]:
         return {_argument_name(word): _literal(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise UserError(
-            f"--optimizer-args {text!r} cannot be read: write name=value,name=value with Python "
-            "literals, such as betas=(0.9,0.95),eps=1e-6."
+            f"--{setting.replace('_', '-')} {text!r} cannot be read: write name=value,name=value "
+            f"with Python literals, such as {_EXAMPLES[setting]}."
         ) from error
 
 
-def format_optimizer_args(arguments: dict[str, Any]) -> str:
-    """Return the text that `parse_optimizer_args` reads back."""
+def format_arguments(arguments: dict[str, Any]) -> str:
+    """Return the text that `parse_arguments` reads back."""
     return ",".join(f"{name}={value!r}" for name, value in arguments.items())
 
 

@@ -24,11 +24,13 @@ SUMMARY_NAME = "summary.json"
 TOKENS_FOLDER = "tokens"
 MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
+SPARSITY_NAME = "sparsity.json"
 _KIND = "adarankgrad run"
 _OUR_NAMES = {
     RUN_NAME,
     CONFIG_NAME,
     SUMMARY_NAME,
+    SPARSITY_NAME,
     TOKENS_FOLDER,
     MODEL_FOLDER,
     TENSORBOARD_FOLDER,

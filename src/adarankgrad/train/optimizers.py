@@ -26,6 +26,7 @@ from adarankgrad.train.dotted_path import (
     own_default_lr,
 )
 from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.powered import powered_groups
 
 if TYPE_CHECKING:
     from adarankgrad.train.config import TrainConfig
@@ -171,7 +172,7 @@ def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         for group in groups:
             if not group["project"]:
                 group["lr"] = config.plain_lr
-    return groups
+    return powered_groups(groups, model, config)
 
 
 def projected_parameters(groups: list[dict[str, Any]]) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from adarankgrad.optim import describe
+from adarankgrad.reparam import export_plain
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.data import Files, Source, count_characters, find_source, hold_back
@@ -48,6 +49,7 @@ from adarankgrad.train.optimizers import (
     projected_parameters,
     widen_corrected_weights,
 )
+from adarankgrad.train.powered import power_model, power_updates
 from adarankgrad.train.presets import ModelPlan, build_model, plan_model
 from adarankgrad.train.recorder import Recorder
 from adarankgrad.train.settings import (
@@ -183,8 +185,9 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
             check_can_train(vocab_size)
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
-    meta_model = build_model(plan, config.seed, meta=True)
+    meta_model = power_model(build_model(plan, config.seed, meta=True), config)
     optimizer = build_optimizer(group_parameters(meta_model, config), config)
+    power_updates(optimizer, meta_model, config)
     accumulate_gradients(optimizer, meta_model, config)
     check_writable(run_dir)
     return _Run(config, run_dir, device, plan, tokenizer, checkpoint, display)
@@ -271,7 +274,7 @@ def _get_tokens(run: _Run) -> tuple[PreTrainedTokenizerBase, TokenStreams]:
 def _create_folder(
     run: _Run, tokenizer: PreTrainedTokenizerBase, streams: TokenStreams, command: list[str]
 ) -> None:
-    model = build_model(run.plan, run.config.seed, meta=True)
+    model = power_model(build_model(run.plan, run.config.seed, meta=True), run.config)
     is_cuda = run.device.type == "cuda"
     info = {
         "command": command,
@@ -298,6 +301,7 @@ def _fit(run: _Run, model: Any, streams: TokenStreams, stop: StopRequest) -> Run
     config = run.config
     groups = group_parameters(model, config)
     optimizer = build_optimizer(groups, config)
+    power_updates(optimizer, model, config)
     accumulate_gradients(optimizer, model, config)
     sequences_per_step = config.batch_size * config.gradient_accumulation
     recorder = Recorder(
@@ -352,7 +356,7 @@ def _build_model(run: _Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     if run.config.precision == "bfloat16":
         model.to(torch.bfloat16)
     # Before the optimizer is built: it binds the parameters where they are.
-    return model.to(run.device)
+    return power_model(model, run.config).to(run.device)
 
 
 def _rewind(run: _Run, recorder: Recorder) -> None:
@@ -376,6 +380,7 @@ def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) 
     model.config.use_cache = True
     summary = summarize(run.config, run.run_dir, trainer)
     widen_corrected_weights(model, trainer.recorder.optimizer)
+    export_plain(model)
     with staged_folder(run.run_dir / MODEL_FOLDER) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

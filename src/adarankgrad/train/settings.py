@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adarankgrad.train.config import FIELDS, TrainConfig, read_toml
+from adarankgrad.train.config import FIELDS, TABLES, TrainConfig, read_toml
 from adarankgrad.train.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _default_of(name: str) -> Any:
 
 
 def _is_same(name: str, value: Any, saved: Any) -> bool:
-    if name == "optimizer_args":
+    if name in TABLES:
         return bool(_as_lists(value) == _as_lists(saved or {}))
     if name in _PATHS and saved is not None:
         return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
+from ...core.layers import unshare_class
 from .checksum import checksum
 
 _MAX_INT32 = 2**31 - 1
@@ -146,12 +147,5 @@ def write_back(site: Site) -> None:
 def remove(site: Site) -> None:
     """Make the tensor, brought up to date, a plain parameter of its module again."""
     write_back(site)
-    shared = type(site.module)
-    members = {
-        name: member
-        for name, member in vars(shared).items()
-        if name not in ("__dict__", "__weakref__")
-    }
-    # parametrize takes the tensor's property out of the class it made, which deep copies share.
-    site.module.__class__ = type(shared.__name__, shared.__bases__, members)
+    unshare_class(site.module)
     parametrize.remove_parametrizations(site.module, site.tensor_name, leave_parametrized=False)
