@@ -45,6 +45,8 @@ def test_two_methods_train_in_processes_of_their_own_and_are_compared(folder, ca
     {
         "rates": ({"lrs": "1e-3;2e-3"}, "--lrs '1e-3;2e-3' is not a list of numbers"),
         "seeds": ({"seeds": "0,one"}, "--seeds '0,one' is not a list of whole numbers"),
+        "an empty name": ({"optimizers": "adamw,"}, "'adamw,' is not a list of names"),
+        "a negative seed": ({"seeds": "0,-1"}, "seed = -1 must not be negative"),
         "optimizer": ({"optimizers": "adamw,adamwww"}, "unknown optimizer 'adamwww'"),
         "no output": ({"output": None}, "--output is missing"),
         "no data": ({"data": None}, "--data is missing"),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
 from adarankgrad.compare.plan import OF_THE_CELL
 from adarankgrad.train.config import FIELDS, read_toml_table
 from adarankgrad.train.errors import UserError
@@ -24,37 +24,21 @@ _LISTS = {
 
 
 def _list_option(name: str) -> inspect.Parameter:
-    option = typer.Option(
+    declaration = typer.Option(
         f"--{name.replace('_', '-')}", help=_LISTS[name][1], show_default=False, metavar="A,B,..."
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )
-
-
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return option(name, Annotated[str | None, declaration])
 
 
 _PARAMETERS = [
-    _option(
+    option(
         "output",
         Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default=False)],
-        None,
     ),
     *(_list_option(name) for name in _LISTS),
     *(option_for(name) for name in _SHARED),
-    _option(
-        "config",
-        Annotated[
-            Path | None,
-            typer.Option(help="TOML file of settings, and a table [methods.NAME] each."),
-        ],
-        None,
-    ),
-    _option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
+    config_option("TOML file of settings, and a table [methods.NAME] each."),
+    option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the comparison in --output; finished runs are reused."),
     flag("json", "Print the results as one JSON object, the last line of standard output."),
 ]
@@ -101,10 +85,19 @@ compare.__annotations__ = {parameter.name: parameter.annotation for parameter in
 
 def _parse_list(name: str, text: str) -> list[Any]:
     kind = _LISTS[name][0]
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return [kind(part.strip()) for part in text.split(",")]
+        if "" in parts:
+            raise ValueError
+        return [kind(part) for part in parts]
     except ValueError as error:
-        wanted = "whole numbers such as 0,1,2" if kind is int else "numbers such as 1e-3,2e-3"
         raise UserError(
-            f"--{name.replace('_', '-')} {text!r} is not a list of {wanted}."
+            f"--{name.replace('_', '-')} {text!r} is not a list of {_WANTED[kind]}."
         ) from error
+
+
+_WANTED = {
+    str: "names such as adamw,galore",
+    int: "whole numbers such as 0,1,2",
+    float: "numbers such as 1e-3,2e-3",
+}

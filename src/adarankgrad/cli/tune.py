@@ -9,30 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
 from adarankgrad.train.config import FIELDS, read_toml
 from adarankgrad.train.errors import UserError
 
 _DEFAULT_STEPS = 200
 
 
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
-
-
 _PARAMETERS = [
     *(option_for(name) for name in FIELDS),
-    _option(
-        "config",
-        Annotated[
-            Path | None, typer.Option("--config", help="TOML file of settings; flags override it.")
-        ],
-        None,
-    ),
-    _option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
-    _option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
+    config_option(),
+    option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
+    option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the search in --output; finished runs are reused."),
     flag("json", "Print the result as one JSON object, the last line of standard output."),
 ]

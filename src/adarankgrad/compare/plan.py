@@ -59,7 +59,7 @@ class Cell:
         """What tells it from the others, readable, and usable as a path."""
         slug = re.sub(r"[^a-z0-9.]+", "-", self.method.label.lower()).strip("-") or "method"
         rates = {"lr": self.lr, "plain": self.plain_lr}
-        given = [f"{name}-{rate:g}" for name, rate in rates.items() if rate is not None]
+        given = [f"{name}-{rate_text(rate)}" for name, rate in rates.items() if rate is not None]
         return "/".join([slug, "_".join([*given, f"seed-{self.seed}"])])
 
 
@@ -105,7 +105,8 @@ class Plan:
             _check_distinct(f"learning rates of {method.label}", method.lrs)
             _check_distinct(f"plain learning rates of {method.label}", method.plain_lrs)
         for cell in self.all_possible_cells():
-            self.config(cell)
+            for seed in self.seeds:
+                self.config(replace(cell, seed=seed))
 
     def all_possible_cells(self) -> Iterator[Cell]:
         """Every rate of every method on the first seed."""
@@ -147,6 +148,12 @@ class Plan:
         """Write the plan into its folder."""
         content = {"kind": _KIND, **asdict(replace(self, output=Path("."))), "output": None}
         write_atomic(self.output / PLAN_NAME, json.dumps(content, indent=1) + "\n")
+
+
+def rate_text(rate: float) -> str:
+    """Write a rate in as few digits as tell it from every other one."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
 
 
 def make_plan(output: Path, settings: dict[str, Any]) -> Plan:

@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from adarankgrad.train.errors import Interrupted
 
-_SIGNALS = tuple(
+STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+"""What ends a process on request, and is passed on to children."""
 _SIGNALS_TO_KILL = 3
 _SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -76,6 +77,11 @@ class ChildPool:
         self._told: set[subprocess.Popen[bytes]] = set()
         self._received: list[int] = []
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has asked the runs to end."""
+        return bool(self._received)
+
     def run(self, jobs: Iterable[Job], on_end: Callable[[Job, int], None]) -> None:
         """Run every job to its end.
 
@@ -129,7 +135,7 @@ class ChildPool:
         if threading.current_thread() is not threading.main_thread():
             return {}
         # A signal that is ignored (nohup, background jobs) stays ignored.
-        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         return {number: signal.signal(number, self._pass_on) for number in heard}
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
