@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, Any
 
 from adarankgrad.train.errors import Interrupted
+from adarankgrad.train.leash import leashed
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -65,7 +66,8 @@ class ChildPool:
     """Runs commands, some at a time, and passes Ctrl-C, SIGTERM and SIGHUP on, once per signal.
 
     Each child has a session of its own, because a terminal sends Ctrl-C to every process of a
-    session, and a training process takes the second signal as a wish to stop without saving.
+    session, and a training process takes the second signal as a wish to stop without saving. On
+    Linux, a child is killed where this process is: no run goes on alone.
 
     Args:
         workers: How many run at a time.
@@ -110,7 +112,7 @@ class ChildPool:
         log = job.log.open("wb") if job.log is not None else None
         try:
             process = subprocess.Popen(
-                job.command,
+                leashed(job.command),
                 env=job.environment | training_environment(),
                 stdout=job.stdout,
                 stderr=log,

@@ -40,6 +40,7 @@ from adarankgrad.train.folder import (
     create_run_folder,
     describe_environment,
 )
+from adarankgrad.train.lock import locked
 from adarankgrad.train.measure import reset_peak_memory
 from adarankgrad.train.optimizers import (
     accumulate_gradients,
@@ -128,7 +129,13 @@ def train(
     """
     transformers.utils.logging.set_verbosity(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = _check(config, resume=resume, overwrite=overwrite, display=display or Display())
+    with locked(Path(config.output).expanduser()):
+        run = _check(config, resume=resume, overwrite=overwrite, display=display or Display())
+        return _train(run, command or sys.argv)
+
+
+def _train(run: _Run, command: list[str]) -> dict[str, Any]:
+    """Train what was found to be sound."""
     # Where it can be, the model is built first: bad weights are found before the data is read.
     model = None if run.tokenizer is None else _build_model(run, run.tokenizer)
     tokenizer, streams = _get_tokens(run)
@@ -136,7 +143,7 @@ def train(
     if model is None:
         model = _build_model(run, tokenizer)
     if run.checkpoint is None:
-        _create_folder(run, tokenizer, streams, command or sys.argv)
+        _create_folder(run, tokenizer, streams, command)
         streams = load_tokens(run.run_dir / TOKENS_FOLDER)
     with StopRequest() as stop:
         trainer = _fit(run, model, streams, stop)
