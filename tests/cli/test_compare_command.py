@@ -36,8 +36,11 @@ def test_two_methods_train_in_processes_of_their_own_and_are_compared(folder, ca
     assert "[2/2]" in captured.err
     assert "50.0 %" in captured.err  # in the table: Adagrad's state, of AdamW's
     assert "--optimizer torch.optim.Adagrad" in (folder / "cmp" / "report.html").read_text()
-    assert call("compare", "--resume", "--output", "cmp") == 0
+    again = ["--resume", "--output", "cmp", "--seeds", "0", "--model", "tiny/../tiny/config.json"]
+    assert call("compare", *again) == 0
     assert "2 of 2 runs are there already" in capfd.readouterr().err
+    assert call("compare", *again, "--steps", "7") == 2
+    assert "another comparison, with steps = 6 instead of 7" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def compare(**options: Any) -> None:
     """
     from rich.console import Console
 
-    from adarankgrad.compare.plan import load_plan, make_plan
+    from adarankgrad.compare.grow import plan_to_resume
+    from adarankgrad.compare.plan import make_plan
     from adarankgrad.compare.report import results_table
     from adarankgrad.compare.run import compare as run_comparison
 
@@ -65,7 +66,7 @@ def compare(**options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     lists = {name: _parse_list(name, given.pop(name)) for name in _LISTS if name in given}
     settings |= lists | parse_flags(given)
-    plan = load_plan(output) if resume and not settings else make_plan(output, settings)
+    plan = plan_to_resume(output, settings) if resume else make_plan(output, settings)
 
     console = Console(stderr=True)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,14 +160,14 @@ def describe_cell(cell: Cell) -> str:
     return ", ".join([cell.method.label, *rates, f"seed {cell.seed}"])
 
 
-def flags_of(config: TrainConfig) -> list[str]:
-    """Return the flags of ``adarankgrad train`` that make a config."""
+def flags_of(config: TrainConfig, leave_out: Container[str] = ()) -> list[str]:
+    """Return the flags of ``adarankgrad train`` that make a config, but for some settings."""
     flags = []
     for name, spec in FIELDS.items():
         value = getattr(config, name)
         if name == "optimizer_args":
             value = format_optimizer_args(value) or None
-        if value is not None and value != spec.default:
+        if value is not None and value != spec.default and name not in leave_out:
             flags.append(f"--{name.replace('_', '-')}")
             if value is not True:  # a switch stands alone
                 flags.append(str(value))
