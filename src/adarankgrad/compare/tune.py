@@ -16,7 +16,7 @@ from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.lock import locked
 
 MAX_RUNS = 8
-OF_THE_SEARCH = ("output", "steps", "eval_every")
+_OF_THE_SEARCH = ("output", "steps", "eval_every")
 """Settings of the short runs, which a real run has its own of."""
 _FACTOR = 2.0
 _FACTOR_AFTER_DIVERGENCE = 10.0
@@ -164,7 +164,7 @@ def _search(plan: Plan, num_runs: int, workers: int, say: Callable[[str], None])
 def _command(plan: Plan, cell: Cell) -> list[str]:
     """Return the command that trains as the search did, but for what a real run decides."""
     own_tokenizer = ("tokenizer",) if plan.shared.get("tokenizer") is None else ()
-    leave_out = (*OF_THE_SEARCH, *own_tokenizer)
+    leave_out = (*_OF_THE_SEARCH, *own_tokenizer)
     return ["adarankgrad", "train", *flags_of(plan.config(cell), leave_out)]
 
 
