@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,14 @@ def train(
     """
     transformers.utils.logging.set_verbosity(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with locked(Path(config.output).expanduser()):
-        run = _check(config, resume=resume, overwrite=overwrite, display=display or Display())
-        return _train(run, command or sys.argv)
+    check = partial(
+        _check, config, resume=resume, overwrite=overwrite, display=display or Display()
+    )
+    run_dir = Path(config.output).expanduser()
+    run = None if resume else check()  # a refused request does not touch the folder
+    with locked(run_dir):
+        check_output(run_dir, resume=resume, overwrite=overwrite)  # it may have changed since
+        return _train(run or check(), command or sys.argv)
 
 
 def _train(run: _Run, command: list[str]) -> dict[str, Any]:
