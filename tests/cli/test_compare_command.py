@@ -36,8 +36,11 @@ def test_two_methods_train_in_processes_of_their_own_and_are_compared(folder, ca
     assert "[2/2]" in captured.err
     assert "50.0 %" in captured.err  # in the table: Adagrad's state, of AdamW's
     assert "--optimizer torch.optim.Adagrad" in (folder / "cmp" / "report.html").read_text()
-    assert call("compare", "--resume", "--output", "cmp") == 0
+    again = ["--resume", "--output", "cmp", "--seeds", "0", "--model", "tiny/../tiny/config.json"]
+    assert call("compare", *again) == 0
     assert "2 of 2 runs are there already" in capfd.readouterr().err
+    assert call("compare", *again, "--steps", "7") == 2
+    assert "another comparison, with steps = 6 instead of 7" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,8 @@ def test_two_methods_train_in_processes_of_their_own_and_are_compared(folder, ca
     {
         "rates": ({"lrs": "1e-3;2e-3"}, "--lrs '1e-3;2e-3' is not a list of numbers"),
         "seeds": ({"seeds": "0,one"}, "--seeds '0,one' is not a list of whole numbers"),
+        "an empty name": ({"optimizers": "adamw,"}, "'adamw,' is not a list of names"),
+        "a negative seed": ({"seeds": "0,-1"}, "seed = -1 must not be negative"),
         "optimizer": ({"optimizers": "adamw,adamwww"}, "unknown optimizer 'adamwww'"),
         "no output": ({"output": None}, "--output is missing"),
         "no data": ({"data": None}, "--data is missing"),

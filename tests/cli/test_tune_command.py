@@ -1,6 +1,7 @@
 """``adarankgrad tune``: a search by real runs, resumed, and bad input."""
 
 import json
+import shlex
 
 import pytest
 from train_inputs import call, tiny_flags, write_inputs
@@ -14,14 +15,21 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_search_recommends_the_best_rate_it_tried_and_reuses_runs(folder, capfd):
-    flags = tiny_flags(output="tuning", lr=1e-3, plain_lr=5e-3, steps=3)
+    more = {"optimizer": "adarankgrad", "optimizer_args": "refresh_max_gap=2", "max_rank": 4}
+    flags = tiny_flags(output="tuning", lr=1e-3, plain_lr=5e-3, steps=3, **more)
     assert call("tune", *flags, "--runs", "2", "--json") == 0
     captured = capfd.readouterr()
     result = json.loads(captured.out.splitlines()[-1])
     assert set(result["losses"]) == {"0.001", "0.002"}
     assert result["losses"][f"{result['lr']:g}"] == min(result["losses"].values())
-    assert f"--optimizer adamw --lr {result['lr']:g} --plain-lr 0.005" in captured.err
-    assert call("tune", *flags, "--runs", "2", "--json", "--resume") == 0
+    train = result["command"]
+    assert f"Train with --output and --steps of your own: {shlex.join(train)}" in captured.err
+    run = json.loads(next((folder / "tuning" / "cells").rglob("run.json")).read_text())
+    assert train[:2] == ["adarankgrad", "train"]
+    assert {"--optimizer-args", "--max-rank", "--seq-len"} <= set(train)
+    assert set(train) - {str(result["lr"])} < set(run["command"])
+    assert not {"--output", "--steps", "--eval-every", "--tokenizer"} & set(train)
+    assert call("tune", "--resume", "--output", "tuning", "--runs", "2", "--json") == 0
     again = capfd.readouterr()
     assert "2 of 2 runs are there already" in again.err
     assert json.loads(again.out.splitlines()[-1])["losses"] == result["losses"]

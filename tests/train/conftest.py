@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from adarankgrad.train import Interrupted, TrainConfig, train
+from adarankgrad.train.child import ChildPool
+from adarankgrad.train.config import parse_arguments
+from adarankgrad.train.errors import DivergedError
+
 WORDS = "the sea was calm and a whale rose near our ship while men ran to boats with ropes".split()
 
 TINY_MODEL = {
@@ -63,3 +68,63 @@ def settings(inputs, tmp_path):
         }
 
     return build
+
+
+@pytest.fixture
+def shared(settings):
+    """Settings of tiny runs, without what the comparison decides."""
+    given = settings()
+    for name in ("output", "optimizer", "seed", "lr"):
+        given.pop(name, None)
+    return given
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """Train in this process; returns the flags of each run, and takes exit codes to fake."""
+
+    class Children(list):
+        exit_codes = {}
+
+        def run(self, job):
+            flags = job.command[job.command.index("train") + 1 :]
+            self.append(flags)
+            for part, (exit_code, said) in self.exit_codes.items():
+                if part in " ".join(flags):
+                    job.log.write_text(f"a warning\nadarankgrad: error: {said}\n")
+                    return exit_code
+            job.log.write_text("")
+            values = dict(zip(flags[::2], flags[1::2], strict=False))
+            settings = {
+                name.removeprefix("--").replace("-", "_"): _value(name, text)
+                for name, text in values.items()
+                if name.startswith("--") and name not in ("--overwrite", "--resume")
+            }
+            try:
+                train(TrainConfig.from_settings(settings), overwrite="--overwrite" in flags)
+            except DivergedError:
+                return 3
+            return 0
+
+    seen = Children()
+
+    def run_all(pool, jobs, on_end):
+        for job in jobs:
+            exit_code = seen.run(job)
+            on_end(job, exit_code)
+            if exit_code > 128:
+                raise Interrupted("stopped by a signal.", exit_code)
+
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    monkeypatch.setattr("adarankgrad.train.report.write_report", lambda run_dir: run_dir)
+    monkeypatch.setattr(ChildPool, "run", run_all)
+    return seen
+
+
+def _value(name, text):
+    if name == "--optimizer-args":
+        return parse_arguments(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

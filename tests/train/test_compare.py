@@ -10,77 +10,12 @@ import pytest
 from browser import NEEDS_CHROMIUM, WINDOW_WIDTHS, assert_fits, script_result
 from fake_run import write_fake_run
 
-from adarankgrad.compare import cells as cells_module
 from adarankgrad.compare.cells import flags_of, outcome_of
 from adarankgrad.compare.plan import Cell, Method, load_plan, make_plan
 from adarankgrad.compare.results import MethodResult, best_cell, collect
 from adarankgrad.compare.run import compare
 from adarankgrad.train import Interrupted, TrainConfig, TrainingError, UserError, train
-from adarankgrad.train.errors import DivergedError
 from adarankgrad.train.record import load_run
-
-
-@pytest.fixture
-def shared(settings):
-    """Settings of tiny runs, without what the comparison decides."""
-    given = settings()
-    for name in ("output", "optimizer", "seed", "lr"):
-        given.pop(name, None)
-    return given
-
-
-@pytest.fixture
-def children(monkeypatch):
-    """Train in this process; returns the flags of each run, and takes exit codes to fake."""
-
-    class Children(list):
-        exit_codes = {}
-
-        def run(self, job):
-            flags = job.command[job.command.index("train") + 1 :]
-            self.append(flags)
-            for part, (exit_code, said) in self.exit_codes.items():
-                if part in " ".join(flags):
-                    job.log.write_text(f"a warning\nadarankgrad: error: {said}\n")
-                    return exit_code
-            job.log.write_text("")
-            values = dict(zip(flags[::2], flags[1::2], strict=False))
-            settings = {
-                name.removeprefix("--").replace("-", "_"): _value(name, text)
-                for name, text in values.items()
-                if name.startswith("--") and name not in ("--overwrite", "--resume")
-            }
-            try:
-                train(TrainConfig.from_settings(settings), overwrite="--overwrite" in flags)
-            except DivergedError:
-                return 3
-            return 0
-
-    seen = Children()
-
-    def run_all(pool, jobs, on_end):
-        for job in jobs:
-            exit_code = seen.run(job)
-            on_end(job, exit_code)
-            if exit_code > 128:
-                raise Interrupted("stopped by a signal.", exit_code)
-
-    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
-    monkeypatch.setattr("adarankgrad.train.report.write_report", lambda run_dir: run_dir)
-    monkeypatch.setattr(cells_module.ChildPool, "run", run_all)
-    return seen
-
-
-def _value(name, text):
-    kind = {"--optimizer-args": None}.get(name, name)
-    if kind is None:
-        from adarankgrad.train.config import parse_arguments
-
-        return parse_arguments(text)
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def outputs_of(children):
@@ -303,6 +238,10 @@ BAD_PLANS = {
     "a rate twice": ({"optimizers": ["adamw"], "lrs": [0.1, 0.1]}, "each may stand there once"),
     "no seed": ({"optimizers": ["adamw"], "seeds": []}, "--seeds is empty"),
     "a seed twice": ({"optimizers": ["adamw"], "seeds": [1, 1]}, "each may stand there once"),
+    "a bad seed that is not the first": (
+        {"optimizers": ["adamw"], "seeds": [0, -1]},
+        "AdamW: seed = -1 must not be negative",
+    ),
     "a negative rate": ({"optimizers": ["adamw"], "lrs": [-1.0]}, "AdamW: lr = -1.0 must be"),
 }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
 from adarankgrad.compare.plan import OF_THE_CELL
 from adarankgrad.train.config import FIELDS, read_toml_table
 from adarankgrad.train.errors import UserError
@@ -24,37 +24,21 @@ _LISTS = {
 
 
 def _list_option(name: str) -> inspect.Parameter:
-    option = typer.Option(
+    declaration = typer.Option(
         f"--{name.replace('_', '-')}", help=_LISTS[name][1], show_default=False, metavar="A,B,..."
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )
-
-
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    return option(name, Annotated[str | None, declaration])
 
 
 _PARAMETERS = [
-    _option(
+    option(
         "output",
         Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default=False)],
-        None,
     ),
     *(_list_option(name) for name in _LISTS),
     *(option_for(name) for name in _SHARED),
-    _option(
-        "config",
-        Annotated[
-            Path | None,
-            typer.Option(help="TOML file of settings, and a table [methods.NAME] each."),
-        ],
-        None,
-    ),
-    _option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
+    config_option("TOML file of settings, and a table [methods.NAME] each."),
+    option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the comparison in --output; finished runs are reused."),
     flag("json", "Print the results as one JSON object, the last line of standard output."),
 ]
@@ -68,7 +52,8 @@ def compare(**options: Any) -> None:
     """
     from rich.console import Console
 
-    from adarankgrad.compare.plan import load_plan, make_plan
+    from adarankgrad.compare.grow import plan_to_resume
+    from adarankgrad.compare.plan import make_plan
     from adarankgrad.compare.report import results_table
     from adarankgrad.compare.run import compare as run_comparison
 
@@ -81,7 +66,7 @@ def compare(**options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     lists = {name: _parse_list(name, given.pop(name)) for name in _LISTS if name in given}
     settings |= lists | parse_flags(given)
-    plan = load_plan(output) if resume and not settings else make_plan(output, settings)
+    plan = plan_to_resume(output, settings) if resume else make_plan(output, settings)
 
     console = Console(stderr=True)
 
@@ -101,10 +86,19 @@ compare.__annotations__ = {parameter.name: parameter.annotation for parameter in
 
 def _parse_list(name: str, text: str) -> list[Any]:
     kind = _LISTS[name][0]
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return [kind(part.strip()) for part in text.split(",")]
+        if "" in parts:
+            raise ValueError
+        return [kind(part) for part in parts]
     except ValueError as error:
-        wanted = "whole numbers such as 0,1,2" if kind is int else "numbers such as 1e-3,2e-3"
         raise UserError(
-            f"--{name.replace('_', '-')} {text!r} is not a list of {wanted}."
+            f"--{name.replace('_', '-')} {text!r} is not a list of {_WANTED[kind]}."
         ) from error
+
+
+_WANTED = {
+    str: "names such as adamw,galore",
+    int: "whole numbers such as 0,1,2",
+    float: "numbers such as 1e-3,2e-3",
+}

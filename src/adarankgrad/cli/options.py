@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,38 +32,43 @@ def option_for(name: str, short_flag: str | None = None) -> inspect.Parameter:
         if spec.default is None or not isinstance(spec.default, str | int | float)
         else (f"  [default: {spec.default}]")
     )
-    option = typer.Option(
+    declaration = typer.Option(
         *([short_flag] if short_flag else []),
         f"--{name.replace('_', '-')}",
         help=spec.metadata["help"] + default,
         show_default=False,
         metavar=_METAVARS[kind],
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )
+    return option(name, Annotated[str | None, declaration])
 
 
 def _switch_for(name: str) -> inspect.Parameter:
     """Make the pair of switches of a setting that is true or false."""
     word = name.replace("_", "-")
-    option = typer.Option(
+    declaration = typer.Option(
         f"--{word}/--no-{word}", help=FIELDS[name].metadata["help"], show_default=False
     )
+    return option(name, Annotated[bool | None, declaration])
+
+
+def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    """Make an option that is no setting of training."""
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[bool | None, option],
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
+
+
+def config_option(
+    help_text: str = "TOML file of settings; flags override it.",
+) -> inspect.Parameter:
+    """Make ``--config``."""
+    return option("config", Annotated[Path | None, typer.Option("--config", help=help_text)])
 
 
 def flag(name: str, help_text: str) -> inspect.Parameter:
     """Make a switch; its value arrives as ``wants_NAME``."""
     annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text, show_default=False)]
-    return inspect.Parameter(
-        f"wants_{name}", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
-    )
+    return option(f"wants_{name}", annotation, False)
 
 
 def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:

@@ -6,25 +6,15 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.cli.options import config_option, flag, option_for, parse_flags
 from adarankgrad.train.config import FIELDS, TrainConfig, read_toml
 from adarankgrad.train.errors import UserError
 
-_CONFIG_OPTION = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        Path | None, typer.Option("--config", help="TOML file of settings; flags override it.")
-    ],
-)
 _PARAMETERS = [
     *(option_for(name) for name in FIELDS),
-    _CONFIG_OPTION,
+    config_option(),
     flag("resume", "Continue the run in --output from its newest intact checkpoint."),
     flag("overwrite", "Replace the run in --output."),
     flag("json", "Print the summary as one JSON object, the last line of standard output."),

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
 from adarankgrad.train.config import FIELDS, read_toml
 from adarankgrad.train.errors import UserError
 
 _DEFAULT_STEPS = 200
 
 
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
-
-
 _PARAMETERS = [
     *(option_for(name) for name in FIELDS),
-    _option(
-        "config",
-        Annotated[
-            Path | None, typer.Option("--config", help="TOML file of settings; flags override it.")
-        ],
-        None,
-    ),
-    _option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
-    _option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
+    config_option(),
+    option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
+    option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the search in --output; finished runs are reused."),
     flag("json", "Print the result as one JSON object, the last line of standard output."),
 ]
@@ -48,6 +37,7 @@ def tune(**options: Any) -> None:
     from rich.console import Console
 
     from adarankgrad.compare.plan import make_plan
+    from adarankgrad.compare.tune import settings_to_resume
     from adarankgrad.compare.tune import tune as search
     from adarankgrad.train.optimizers import find_optimizer
     from adarankgrad.train.record import method_name
@@ -59,31 +49,32 @@ def tune(**options: Any) -> None:
     if settings.get("output") is None:
         raise UserError("--output is missing: name the folder of the search.")
     output = Path(settings.pop("output")).expanduser()
+    if resume:
+        settings = settings_to_resume(output) | settings
     name = settings.pop("optimizer", FIELDS["optimizer"].default)
     spec = find_optimizer(name)
     start = settings.pop("lr", spec.default_lr)
     if start is None:
         raise UserError(f"{name} has no default learning rate: give --lr to start from.")
-    table = {
-        "optimizer": name,
-        "optimizer_args": settings.pop("optimizer_args", {}),
+    table = {"optimizer": name, "optimizer_args": settings.pop("optimizer_args", {})}
+    lists = {
         "lrs": [start],
         "plain_lrs": [settings.pop("plain_lr", spec.default_plain_lr)],
+        "seeds": [settings.pop("seed", 0)],
     }
-    seeds = [settings.pop("seed", 0)]
     steps = settings.get("steps", _DEFAULT_STEPS)
     settings = {"steps": steps, "eval_every": steps} | settings
-    plan = make_plan(output, {**settings, "seeds": seeds, "methods": {method_name(name): table}})
+    plan = make_plan(output, {**settings, **lists, "methods": {method_name(name): table}})
 
     console = Console(stderr=True)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    result = search(plan, start, num_runs=runs, resume=resume, workers=workers, say=say)
+    result = search(plan, num_runs=runs, resume=resume, workers=workers, say=say)
     edge = ", the last rate tried at its end: a better one may lie beyond" * result["is_at_edge"]
     say(f"Lowest validation loss {result['val_loss']:.4f} at --lr {result['lr']:g}{edge}.")
-    say(f"Train with: --optimizer {name} --lr {result['lr']:g} --plain-lr {result['plain_lr']:g}")
+    say(f"Train with --output and --steps of your own: {shlex.join(result['command'])}")
     if wants_json:
         print(json.dumps(result))
 

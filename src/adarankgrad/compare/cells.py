@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adarankgrad.compare.plan import Cell, Plan
+from adarankgrad.compare.plan import Cell, Plan, rate_text
 from adarankgrad.train.checkpoints import list_checkpoints
-from adarankgrad.train.child import ChildPool, Job
+from adarankgrad.train.child import STOP_SIGNALS, ChildPool, Job
 from adarankgrad.train.config import FIELDS, TABLES, TrainConfig, format_arguments
 from adarankgrad.train.files import find_fault, write_atomic
 from adarankgrad.train.folder import SUMMARY_NAME
 
 _DIVERGED = 3
 _PREFIX = "adarankgrad: error: "
+_STOPPING = [-number for number in STOP_SIGNALS]
+"""Exit codes of runs that such a signal ended before they could save a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,18 @@ class CellRunner:
     def _run_all(self, cells: list[Cell]) -> None:
         jobs = [self._job(cell) for cell in cells]
         cell_of = dict(zip(map(id, jobs), cells, strict=True))
+        pool = ChildPool(self._workers)
         num_ended = 0
 
         def note(job: Job, exit_code: int) -> None:
             nonlocal num_ended
             num_ended += 1
             cell = cell_of[id(job)]
-            self._note_end(cell, exit_code)
+            was_stopped = exit_code >= 128 or exit_code in _STOPPING or pool.is_stopping
+            self._note_end(cell, exit_code, was_stopped=was_stopped)
             self._say(f"[{num_ended}/{len(cells)}] {describe_cell(cell)}: {self._in_words(cell)}")
 
-        ChildPool(self._workers).run(jobs, note)
+        pool.run(jobs, note)
 
     def _needs_run(self, cell: Cell) -> bool:
         status = outcome_of(self._plan, cell).status
@@ -116,11 +121,11 @@ class CellRunner:
         overwrite = ["--overwrite"] if run_dir.exists() else []
         return [*program, *flags_of(self._plan.config(cell)), *overwrite]
 
-    def _note_end(self, cell: Cell, exit_code: int) -> None:
+    def _note_end(self, cell: Cell, exit_code: int, *, was_stopped: bool) -> None:
         if exit_code == 0:
             # A finished run is not continued; its model and its metrics stay.
             shutil.rmtree(self._plan.run_dir(cell) / "checkpoints", ignore_errors=True)
-        elif exit_code >= 128:
+        elif was_stopped and exit_code != _DIVERGED:
             self._tried.add(cell.name)
         else:
             status = "diverged" if exit_code == _DIVERGED else "failed"
@@ -134,7 +139,8 @@ class CellRunner:
             x for x in lines if x.strip()
         ]
         if exit_code < 0:
-            return f"killed by signal {-exit_code}, which without a person means too little memory"
+            hint = ", which without a person means too little memory"
+            return f"killed by signal {-exit_code}" + hint * (-exit_code == signal.SIGKILL)
         return said[-1].removeprefix(_PREFIX) if said else f"exit code {exit_code}"
 
     def _in_words(self, cell: Cell) -> str:
@@ -149,19 +155,19 @@ class CellRunner:
 
 def describe_cell(cell: Cell) -> str:
     """Name a cell in a sentence."""
-    rates = [f"lr {cell.lr:g}"] if cell.lr is not None else []
-    rates += [f"plain lr {cell.plain_lr:g}"] if cell.plain_lr is not None else []
+    given = {"lr": cell.lr, "plain lr": cell.plain_lr}
+    rates = [f"{name} {rate_text(rate)}" for name, rate in given.items() if rate is not None]
     return ", ".join([cell.method.label, *rates, f"seed {cell.seed}"])
 
 
-def flags_of(config: TrainConfig) -> list[str]:
-    """Return the flags of ``adarankgrad train`` that make a config."""
+def flags_of(config: TrainConfig, leave_out: Container[str] = ()) -> list[str]:
+    """Return the flags of ``adarankgrad train`` that make a config, but for some settings."""
     flags = []
     for name, spec in FIELDS.items():
         value = getattr(config, name)
         if name in TABLES:
             value = format_arguments(value) or None
-        if value is not None and value != spec.default:
+        if value is not None and value != spec.default and name not in leave_out:
             flags.append(f"--{name.replace('_', '-')}")
             if value is not True:  # a switch stands alone
                 flags.append(str(value))

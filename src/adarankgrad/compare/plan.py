@@ -18,6 +18,7 @@ from adarankgrad.train.record import method_name
 PLAN_NAME = "comparison.json"
 TOKENIZER_FOLDER = "tokenizer"
 CELLS_FOLDER = "cells"
+RATES = ("lrs", "plain_lrs")
 _KIND = "adarankgrad comparison"
 OF_THE_CELL = ("output", "optimizer", "lr", "plain_lr", "seed")
 """Settings of a training run that the comparison decides itself."""
@@ -59,7 +60,7 @@ class Cell:
         """What tells it from the others, readable, and usable as a path."""
         slug = re.sub(r"[^a-z0-9.]+", "-", self.method.label.lower()).strip("-") or "method"
         rates = {"lr": self.lr, "plain": self.plain_lr}
-        given = [f"{name}-{rate:g}" for name, rate in rates.items() if rate is not None]
+        given = [f"{name}-{rate_text(rate)}" for name, rate in rates.items() if rate is not None]
         return "/".join([slug, "_".join([*given, f"seed-{self.seed}"])])
 
 
@@ -72,12 +73,16 @@ class Plan:
         shared: Settings of `TrainConfig` that every run shares.
         methods: What to compare; the first one is what the others are compared with.
         seeds: Rates are chosen on the first; every seed gives weights and order of data.
+        lrs: Learning rates of methods that name none of their own.
+        plain_lrs: The same for weights that no method projects.
     """
 
     output: Path
     shared: dict[str, Any]
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
+    lrs: tuple[float, ...] = ()
+    plain_lrs: tuple[float, ...] = ()
 
     def check(self) -> None:
         """See that the plan makes sense by itself, before looking at data or folders.
@@ -105,7 +110,8 @@ class Plan:
             _check_distinct(f"learning rates of {method.label}", method.lrs)
             _check_distinct(f"plain learning rates of {method.label}", method.plain_lrs)
         for cell in self.all_possible_cells():
-            self.config(cell)
+            for seed in self.seeds:
+                self.config(replace(cell, seed=seed))
 
     def all_possible_cells(self) -> Iterator[Cell]:
         """Every rate of every method on the first seed."""
@@ -149,6 +155,12 @@ class Plan:
         write_atomic(self.output / PLAN_NAME, json.dumps(content, indent=1) + "\n")
 
 
+def rate_text(rate: float) -> str:
+    """Write a rate in as few digits as tell it from every other one."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
+
+
 def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
     """Build a checked plan.
 
@@ -163,12 +175,10 @@ def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
         UserError: A name is unknown or a value makes no sense.
     """
     settings = dict(settings)
-    tables = settings.pop("methods", {})
+    tables = tables_of(settings.pop("methods", {}))
     names = settings.pop("optimizers", list(tables))
     seeds = settings.pop("seeds", [0])
-    grid = {key: settings.pop(key, []) for key in ("lrs", "plain_lrs")}
-    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-        raise UserError("methods must be tables such as [methods.adamw].")
+    grid = {key: tuple(list_of(settings.pop(key, []), float, key)) for key in RATES}
     for name in settings:
         if name in OF_THE_CELL:
             raise UserError(f"{name} is decided by the comparison: {_INSTEAD[name]}.")
@@ -178,11 +188,22 @@ def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
         _from_table(name, tables[name], grid)
         if name in tables
         else _from_table(method_name(name), {"optimizer": name}, grid)
-        for name in _list_of(names, str, "optimizers")
+        for name in list_of(names, str, "optimizers")
     ]
-    plan = Plan(output, settings, tuple(methods), tuple(_list_of(seeds, int, "seeds")))
+    plan = Plan(output, settings, tuple(methods), tuple(list_of(seeds, int, "seeds")), **grid)
     plan.check()
     return plan
+
+
+def tables_of(methods: Any) -> dict[str, dict[str, Any]]:
+    """Return the tables of methods by label, as they come from TOML.
+
+    Raises:
+        UserError: They are something else.
+    """
+    if not isinstance(methods, dict) or not all(isinstance(t, dict) for t in methods.values()):
+        raise UserError("methods must be tables such as [methods.adamw].")
+    return methods
 
 
 def load_plan(output: Path) -> Plan:
@@ -199,36 +220,13 @@ def load_plan(output: Path) -> Plan:
             Method(m["label"], m["settings"], tuple(m["lrs"]), tuple(m["plain_lrs"]))
             for m in content["methods"]
         )
-        return Plan(output, content["shared"], methods, tuple(content["seeds"]))
+        grid = {key: tuple(content.get(key, ())) for key in RATES}
+        return Plan(output, content["shared"], methods, tuple(content["seeds"]), **grid)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{output} holds no comparison to resume: name the folder of one, or start without "
             "--resume."
         ) from error
-
-
-def check_continues(plan: Plan, saved: Plan) -> None:
-    """See that a plan adds to a saved one: methods, rates and seeds may differ, nothing else.
-
-    Raises:
-        UserError: A setting of finished runs would change.
-    """
-    # Through JSON, which knows no tuples.
-    now, then = (json.loads(json.dumps(p.shared)) for p in (plan, saved))
-    for name in sorted({*now, *then}):
-        if now.get(name) != then.get(name):
-            raise UserError(
-                f"{plan.output} holds another comparison, with {name} = {then.get(name)!r} instead "
-                f"of {now.get(name)!r}: name another --output."
-            )
-    known = {method.label: method.settings for method in saved.methods}
-    for method in plan.methods:
-        settings = json.loads(json.dumps(method.settings))
-        if method.label in known and known[method.label] != settings:
-            raise UserError(
-                f"{plan.output} holds a comparison whose {method.label} has the settings "
-                f"{known[method.label]}: give the new one another label, or name another --output."
-            )
 
 
 _OF_ALL = {*FIELDS, "optimizers", "methods", "seeds", "lrs", "plain_lrs"} - {*OF_THE_CELL}
@@ -245,7 +243,7 @@ _INSTEAD = {
 def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Method:
     table = dict(table)
     rates = {
-        key: tuple(_list_of(table.pop(key, grid[key]), float, f"{key} of {label}")) for key in grid
+        key: tuple(list_of(table.pop(key, grid[key]), float, f"{key} of {label}")) for key in grid
     }
     if not isinstance(table.get("optimizer"), str):
         raise UserError(f'methods.{label} names no optimizer: add optimizer = "adamw" or another.')
@@ -259,7 +257,12 @@ def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Meth
     return Method(label, with_tables(table), **rates)
 
 
-def _list_of(values: Any, kind: type, what: str) -> list[Any]:
+def list_of(values: Any, kind: type, what: str) -> list[Any]:
+    """Return a list whose entries are all of a kind: str, int or float.
+
+    Raises:
+        UserError: Naming the entry that is not.
+    """
     if not isinstance(values, list | tuple):
         raise UserError(f"{what} = {values!r} must be a list.")
     for value in values:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from adarankgrad.compare.cells import CellRunner
+from adarankgrad.compare.grow import grown
 from adarankgrad.compare.plan import (
     CELLS_FOLDER,
     PLAN_NAME,
     Cell,
     Plan,
-    check_continues,
     load_plan,
 )
 from adarankgrad.compare.results import best_cell
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
-from adarankgrad.train.files import is_writable_target, staged_folder
+from adarankgrad.train.files import staged_folder
+from adarankgrad.train.lock import LOCK_NAME, locked
 
 
 def compare(
@@ -35,7 +37,8 @@ def compare(
 
     Args:
         plan: From `make_plan`.
-        resume: Continue the comparison in ``plan.output``; finished cells are reused.
+        resume: Continue the comparison in ``plan.output``; finished cells are reused, and what
+            the plan adds to it is trained.
         workers: How many runs at a time, which share the processor's cores.
         say: Told one line about each thing that happens.
 
@@ -47,9 +50,17 @@ def compare(
         TrainingError: No cell of any method came to its end.
         Interrupted: A signal stopped the comparison; ``resume`` continues it.
     """
+    with locked(plan.output):
+        check_folder(plan.output, resume=resume)
+        if resume:
+            plan = grown(load_plan(plan.output), plan)
+        prepare(plan, say)
+        return _compare(plan, workers, say)
+
+
+def _compare(plan: Plan, workers: int, say: Callable[[str], None]) -> dict[str, Any]:
     from adarankgrad.compare.report import write_results
 
-    prepare(plan, resume=resume, say=say)
     runner = CellRunner(plan, workers, say)
     try:
         runner.run(list(plan.all_possible_cells()))
@@ -70,34 +81,32 @@ def compare(
     return write_results(plan)
 
 
-def prepare(plan: Plan, *, resume: bool, say: Callable[[str], None]) -> None:
-    """Check a plan against its folder, data and optimizers, then make folder and tokenizer.
+def prepare(plan: Plan, say: Callable[[str], None]) -> None:
+    """Check a plan against its data and optimizers, then save it and make the tokenizer.
 
     Raises:
         UserError: The plan cannot be met; nothing was written.
     """
-    _check_folder(plan, resume=resume)
     _check_methods(plan)
-    plan.output.mkdir(parents=True, exist_ok=True)
     plan.save()
     _prepare_tokenizer(plan, say)
 
 
-def _check_folder(plan: Plan, *, resume: bool) -> None:
-    output = plan.output
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file: name a folder.")
+def check_folder(output: Path, *, resume: bool) -> None:
+    """See that a locked folder may be given to a new comparison, or is being resumed.
+
+    Raises:
+        UserError: It holds something.
+    """
     if resume:
-        check_continues(plan, load_plan(output))
-    elif (output / PLAN_NAME).exists():
+        return
+    if (output / PLAN_NAME).exists():
         raise UserError(
             f"output {output} holds a comparison: continue it with --resume, or name another "
             "folder."
         )
-    elif output.is_dir() and any(output.iterdir()):
+    if any(path.name != LOCK_NAME for path in output.iterdir()):
         raise UserError(f"output {output} holds other files: name another folder.")
-    if not is_writable_target(output):
-        raise UserError(f"output {output} cannot be written: name a folder you may write to.")
 
 
 def _check_methods(plan: Plan) -> None:

@@ -16,10 +16,12 @@ from types import FrameType
 from typing import IO, Any
 
 from adarankgrad.train.errors import Interrupted
+from adarankgrad.train.leash import leashed
 
-_SIGNALS = tuple(
+STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+"""What ends a process on request, and is passed on to children."""
 _SIGNALS_TO_KILL = 3
 _SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -64,7 +66,8 @@ class ChildPool:
     """Runs commands, some at a time, and passes Ctrl-C, SIGTERM and SIGHUP on, once per signal.
 
     Each child has a session of its own, because a terminal sends Ctrl-C to every process of a
-    session, and a training process takes the second signal as a wish to stop without saving.
+    session, and a training process takes the second signal as a wish to stop without saving. On
+    Linux, a child is killed where this process is: no run goes on alone.
 
     Args:
         workers: How many run at a time.
@@ -75,6 +78,11 @@ class ChildPool:
         self._running: dict[subprocess.Popen[bytes], Job] = {}
         self._told: set[subprocess.Popen[bytes]] = set()
         self._received: list[int] = []
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has asked the runs to end."""
+        return bool(self._received)
 
     def run(self, jobs: Iterable[Job], on_end: Callable[[Job, int], None]) -> None:
         """Run every job to its end.
@@ -104,7 +112,7 @@ class ChildPool:
         log = job.log.open("wb") if job.log is not None else None
         try:
             process = subprocess.Popen(
-                job.command,
+                leashed(job.command),
                 env=job.environment | training_environment(),
                 stdout=job.stdout,
                 stderr=log,
@@ -129,7 +137,7 @@ class ChildPool:
         if threading.current_thread() is not threading.main_thread():
             return {}
         # A signal that is ignored (nohup, background jobs) stays ignored.
-        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         return {number: signal.signal(number, self._pass_on) for number in heard}
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import PARTIAL_PREFIX, is_writable_target, write_atomic
+from adarankgrad.train.lock import LOCK_NAME
 from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def _is_ours(path: Path) -> bool:
     return path.name in _OUR_NAMES or _is_partial(path)
 
 
+def _contents(run_dir: Path) -> list[Path]:
+    """Return what lies in a folder, but for the lock that its process holds."""
+    return [path for path in run_dir.iterdir() if path.name != LOCK_NAME]
+
+
 def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
     """See that the run folder may be written or continued, before any work.
 
@@ -70,7 +76,7 @@ def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError("--resume and --overwrite exclude each other: choose one.")
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"output {run_dir} is a file: name a folder.")
-    is_used = run_dir.is_dir() and not all(_is_partial(path) for path in run_dir.iterdir())
+    is_used = run_dir.is_dir() and not all(_is_partial(path) for path in _contents(run_dir))
     if resume and not is_run(run_dir):
         raise UserError(f"cannot resume {run_dir}: there is no run in it.")
     if is_used and overwrite and not is_run(run_dir):
@@ -78,7 +84,7 @@ def check_output(run_dir: Path, *, resume: bool, overwrite: bool) -> None:
             f"output {run_dir} holds files but no training run: --overwrite only replaces runs. "
             "Name another folder."
         )
-    foreign = [path.name for path in run_dir.iterdir() if not _is_ours(path)] if is_used else []
+    foreign = [path.name for path in _contents(run_dir) if not _is_ours(path)] if is_used else []
     if foreign and overwrite:
         raise UserError(
             f"output {run_dir} also holds files that no run wrote ({', '.join(foreign[:3])}): move "

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from adarankgrad.optim import describe
 from adarankgrad.reparam import export_plain
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.config import TrainConfig
-from adarankgrad.train.data import Files, Source, count_characters, find_source, hold_back
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.files import (
@@ -41,6 +41,7 @@ from adarankgrad.train.folder import (
     create_run_folder,
     describe_environment,
 )
+from adarankgrad.train.lock import locked
 from adarankgrad.train.measure import reset_peak_memory
 from adarankgrad.train.optimizers import (
     accumulate_gradients,
@@ -60,6 +61,7 @@ from adarankgrad.train.settings import (
     settings_to_resume,
 )
 from adarankgrad.train.signals import StopRequest
+from adarankgrad.train.sources import find_text, input_paths
 from adarankgrad.train.summary import summarize
 from adarankgrad.train.tokenizer import (
     check_can_train,
@@ -80,8 +82,6 @@ from adarankgrad.train.trainer import RunTrainer, read_session, training_argumen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_CHARACTERS_PER_TOKEN = 6
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,18 @@ def train(
     """
     transformers.utils.logging.set_verbosity(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = _check(config, resume=resume, overwrite=overwrite, display=display or Display())
+    check = partial(
+        _check, config, resume=resume, overwrite=overwrite, display=display or Display()
+    )
+    run_dir = Path(config.output).expanduser()
+    run = None if resume else check()  # a refused request does not touch the folder
+    with locked(run_dir):
+        check_output(run_dir, resume=resume, overwrite=overwrite)  # it may have changed since
+        return _train(run or check(), command or sys.argv)
+
+
+def _train(run: _Run, command: list[str]) -> dict[str, Any]:
+    """Train what was found to be sound."""
     # Where it can be, the model is built first: bad weights are found before the data is read.
     model = None if run.tokenizer is None else _build_model(run, run.tokenizer)
     tokenizer, streams = _get_tokens(run)
@@ -138,7 +149,7 @@ def train(
     if model is None:
         model = _build_model(run, tokenizer)
     if run.checkpoint is None:
-        _create_folder(run, tokenizer, streams, command or sys.argv)
+        _create_folder(run, tokenizer, streams, command)
         streams = load_tokens(run.run_dir / TOKENS_FOLDER)
     with StopRequest() as stop:
         trainer = _fit(run, model, streams, stop)
@@ -176,7 +187,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
         tokenizer = load_tokenizer(run_dir / TOKENS_FOLDER / "tokenizer")
         plan = ModelPlan(transformers.AutoConfig.from_pretrained(checkpoint.path), None)
     else:
-        check_inputs_outside(run_dir, _inputs(config))
+        check_inputs_outside(run_dir, input_paths(config))
         config = resolve(config)
         tokenizer = given_tokenizer(config)
         plan = plan_model(config, tokenizer)
@@ -207,46 +218,6 @@ def _checkpoint_to_resume(
     read_session(checkpoint)
     check_written_with(checkpoint.path, config)
     return checkpoint
-
-
-def _inputs(config: TrainConfig) -> list[Path]:
-    """Every file and folder that a fresh run reads."""
-    sources = [source for source in _find_sources(config) if isinstance(source, Files)]
-    folders = [Path(name).expanduser() for name in (config.model, config.tokenizer) if name]
-    return [path for source in sources for path in source.paths] + folders
-
-
-def _find_sources(config: TrainConfig) -> tuple[Any, Any]:
-    """Find training and validation text, without reading it."""
-    needed = config.seq_len * config.batch_size
-    num_tokens = needed * config.gradient_accumulation * config.steps
-    max_characters = int(num_tokens * _CHARACTERS_PER_TOKEN / 0.95) + 1
-    source = find_source(config.data, config.text_column, max_characters)
-    if isinstance(source, Files):
-        # A byte-level tokenizer makes at most one token of a byte, and one of a document's end.
-        num_bytes = source.num_bytes()
-        if num_bytes is not None and num_bytes + len(source.paths) < needed:
-            raise UserError(
-                f"data {config.data} has {num_bytes} bytes, too little text for one batch of "
-                f"{config.batch_size} x {config.seq_len} = {needed} tokens: give more data, or "
-                "lower --batch-size or --seq-len."
-            )
-    validation = None
-    if config.validation is not None:
-        validation = find_source(config.validation, config.text_column, max_characters // 20)
-    return source, validation
-
-
-def find_text(config: TrainConfig) -> tuple[Source, Source]:
-    """Find the text to train on and the text to validate on.
-
-    Raises:
-        UserError: There is none, or too little.
-    """
-    source, validation = _find_sources(config)
-    if validation is None:
-        return hold_back(source, count_characters(source))
-    return source, validation
 
 
 def _get_tokens(run: _Run) -> tuple[PreTrainedTokenizerBase, TokenStreams]:

@@ -65,7 +65,7 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
             continue
         if name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value)):
             settings[name] = value
-        elif not _is_same(name, value, saved.get(name, _default_of(name))):
+        elif not is_same_setting(name, value, saved.get(name)):
             raise UserError(_contradiction(run_dir, name, value, saved))
     return settings
 
@@ -83,7 +83,7 @@ def check_written_with(folder: Path, config: TrainConfig) -> None:
     saved = read_toml(folder / CONFIG_NAME)
     for name, value in asdict(config).items():
         is_free = name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value))
-        if not is_free and not _is_same(name, value, saved.get(name)):
+        if not is_free and not is_same_setting(name, value, saved.get(name)):
             before = f"{name} = {saved[name]!r}" if name in saved else f"no {name}"
             raise UserError(
                 f"cannot resume from {folder}: it was written with {before}, and the run's "
@@ -126,16 +126,18 @@ def _may_grow(saved: dict[str, Any], steps: Any) -> bool:
     return is_more and saved.get("lr_schedule") == "constant"
 
 
-def _default_of(name: str) -> Any:
-    """What a run had that was saved before there was such a setting."""
+def effective_setting(name: str, value: Any) -> Any:
+    """Return the value that a setting has where None means that it was not given."""
     default = FIELDS[name].default
-    return None if default is MISSING else default
+    return default if value is None and default is not MISSING else value
 
 
-def _is_same(name: str, value: Any, saved: Any) -> bool:
+def is_same_setting(name: str, value: Any, saved: Any) -> bool:
+    """Tell whether two values of a setting, of which either may not be given, mean the same."""
+    value, saved = effective_setting(name, value), effective_setting(name, saved)
     if name in TABLES:
-        return bool(_as_lists(value) == _as_lists(saved or {}))
-    if name in _PATHS and saved is not None:
+        return bool(_as_lists(value or {}) == _as_lists(saved or {}))
+    if name in _PATHS and value is not None and saved is not None:
         return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()
     return bool(value == saved) and isinstance(value, bool) == isinstance(saved, bool)
 
