@@ -125,7 +125,7 @@ def _check_methods(plan: Plan) -> None:
 def _prepare_tokenizer(plan: Plan, say: Callable[[str], None]) -> None:
     """Train the tokenizer once for all runs, unless there is one."""
     from adarankgrad.train.presets import plan_model
-    from adarankgrad.train.run import find_text
+    from adarankgrad.train.sources import find_text
     from adarankgrad.train.tokenizer import given_tokenizer, train_tokenizer
 
     config = plan.config(next(plan.all_possible_cells()))
