@@ -7,14 +7,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adarankgrad.compare.labels import LabelledPoint, label_apart
 from adarankgrad.compare.results import MethodResult
 from adarankgrad.train.figure_style import (
     LIGHT,
     Theme,
     add_caption,
+    add_common_legend,
     add_legend,
     distinct_colours,
     new_figure,
@@ -35,8 +36,6 @@ _REASON_NAMES = {
     "norm": "gradient converged",
     "energy": "energy lost",
 }
-# Of a label in points, roughly.
-_LETTER_WIDTH, _LINE_HEIGHT = 5.5, 12.0
 _SHOWN_FROM = 0.15
 """Share of a run after which its validation loss is drawn: the fall before it hides the rest."""
 
@@ -100,12 +99,19 @@ def trade_off_figure(points: list[TradeOff], caption: str, theme: Theme = LIGHT)
             markersize=7,
             capsize=3,
         )
-    axes.set_xlabel("state of projected weights, per cent of AdamW's")
+    axes.set_xlabel("state of projected weights at the end, per cent of AdamW's")
     axes.set_ylabel("validation loss (nats per token)")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.18 * (high - low))
-    _label_apart(axes, points, theme, dpi=figure.dpi)
+    axes.margins(x=0.12, y=0.1)
     add_caption(figure, caption, theme)
+    figure.draw_without_rendering()
+    label_apart(
+        axes,
+        [
+            LabelledPoint(p.label, 100 * p.state_share, p.mean, min(p.losses), max(p.losses))
+            for p in points
+        ],
+        theme,
+    )
     return figure
 
 
@@ -138,45 +144,14 @@ def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIG
             left += number
     axes.set_yticks(range(len(counted)), [r.method.label for r, _ in reversed(counted)])
     axes.set_xlabel("refreshes per weight")
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    add_legend(
-        figure,
-        theme,
-        handles=list(handles.values()),
-        labels=list(handles),
-        loc="outside upper left",
-        ncols=4,
-    )
+    add_common_legend(figure, theme, ncols=4)
     add_caption(figure, caption, theme)
     return figure
 
 
 def has_refreshes(results: list[MethodResult]) -> bool:
-    """Tell whether any method has bases to refresh."""
-    return any(result.first_run is not None and result.first_run.ranks for result in results)
-
-
-def _label_apart(axes: Axes, points: list[TradeOff], theme: Theme, *, dpi: float) -> None:
-    """Write each point's label beside it, raised until it is clear of those below."""
-    taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda point: point.mean):
-        at = (100 * point.state_share, point.mean)
-        left, bottom = axes.transData.transform(at) * 72 / dpi
-        right, offset = left + _LETTER_WIDTH * len(point.label), 6.0
-        while any(
-            left < other_right and right > other_left and abs(bottom + offset - y) < _LINE_HEIGHT
-            for other_left, other_right, y in taken
-        ):
-            offset += 1.0
-        taken.append((left, right, bottom + offset))
-        axes.annotate(
-            point.label,
-            at,
-            xytext=(8, offset),
-            textcoords="offset points",
-            fontsize=9.5,
-            color=theme.ink,
-        )
+    """Tell whether any method refreshed a basis; those without any may log ranks all the same."""
+    return any(result.first_run and _reasons(result.first_run) for result in results)
 
 
 def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]:
