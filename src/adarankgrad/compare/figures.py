@@ -124,6 +124,52 @@ def trade_offs(results: list[MethodResult]) -> list[TradeOff]:
     ]
 
 
+def rates_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
+    """Draw the first seed's loss over the learning rate, at the best plain rate of each."""
+    figure = new_figure(4.8, theme)
+    axes = figure.add_subplot()
+    style_axes(axes, theme, title="Validation loss over learning rate")
+    for result, colour in _with_colours(results):
+        losses = _losses_by_rate(result)
+        rates = sorted(losses)
+        axes.plot(
+            rates,
+            [losses[rate] for rate in rates],
+            "o-",
+            color=colour,
+            markersize=4.5,
+            linewidth=1.5,
+            label=result.method.label,
+        )
+        if result.chosen is not None and result.chosen.lr in losses:
+            at = (result.chosen.lr, losses[result.chosen.lr])
+            axes.plot(*at, "o", color=colour, markersize=11, fillstyle="none")
+    tried = sorted({rate for result in results for rate in _losses_by_rate(result)})
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss (nats per token)")
+    add_common_legend(figure, theme, ncols=3)
+    add_caption(figure, caption, theme)
+    return figure
+
+
+def has_rates(results: list[MethodResult]) -> bool:
+    """Tell whether any method was trained to the end at several learning rates."""
+    return any(len(_losses_by_rate(result)) > 1 for result in results)
+
+
+def _losses_by_rate(result: MethodResult) -> dict[float, float]:
+    """Return the lowest loss at each learning rate, over the plain rates tried with it."""
+    lowest: dict[float, float] = {}
+    for entry in result.grid:
+        rate, loss = entry["lr"], entry["val_loss"]
+        if rate is not None and loss is not None:
+            lowest[rate] = min(loss, lowest.get(rate, loss))
+    return lowest
+
+
 def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
     """Draw why each method's bases were refreshed, in refreshes per weight of the first run."""
     counted = [(r, reasons) for r in results if r.first_run and (reasons := _reasons(r.first_run))]

@@ -63,11 +63,10 @@ def compare(
             f"adarankgrad compare --resume --output {plan.output}",
             error.exit_code,
         ) from error
+    results = write_results(plan, workers=workers)
     if not chosen:
-        raise TrainingError(
-            f"no run came to its end; what each said is in {plan.output / CELLS_FOLDER}."
-        )
-    return write_results(plan)
+        raise TrainingError(f"no run came to its end; what each said is in {results['report']}.")
+    return results
 
 
 def prepare(plan: Plan, *, resume: bool, say: Callable[[str], None]) -> None:

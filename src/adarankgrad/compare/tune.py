@@ -101,15 +101,16 @@ def tune(
             loss = outcome_of(plan, cell).val_loss
             losses[rate] = math.inf if loss is None else loss
     best = min(losses, key=lambda rate: losses[rate])
+    results = write_results(plan, workers=workers)
     if math.isinf(losses[best]):
-        raise TrainingError(f"no run came to its end; what each said is in {plan.output}.")
+        raise TrainingError(f"no run came to its end; what each said is in {results['report']}.")
     return {
         "lr": best,
         "plain_lr": plain_lr,
         "val_loss": losses[best],
         "is_at_edge": best in (min(losses), max(losses)),
         "losses": {f"{r:g}": None if math.isinf(x) else x for r, x in sorted(losses.items())},
-        "results": write_results(plan),
+        "results": results,
     }
 
 

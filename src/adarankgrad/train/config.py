@@ -153,7 +153,7 @@ class TrainConfig:
         values = asdict(self)
         values["optimizer_args"] = format_optimizer_args(self.optimizer_args)
         return "".join(
-            f"{name} = {_toml_value(value)}\n"
+            f"{name} = {toml_value(value)}\n"
             for name, value in values.items()
             if value is not None and value != ""
         )
@@ -323,10 +323,13 @@ def _check_rank(name: str, rank: int | float | None) -> None:
         )
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a text, number, truth value or list of them as TOML."""
     # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.toml"
 _FREE_ON_RESUME = {"output", "device", "save_every", "keep_checkpoints"}
-_PATHS = {"data", "validation", "model", "tokenizer"}
+PATH_SETTINGS = {"data", "validation", "model", "tokenizer"}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -135,7 +135,7 @@ def _default_of(name: str) -> Any:
 def _is_same(name: str, value: Any, saved: Any) -> bool:
     if name == "optimizer_args":
         return bool(_as_lists(value) == _as_lists(saved or {}))
-    if name in _PATHS and saved is not None:
+    if name in PATH_SETTINGS and saved is not None:
         return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()
     return bool(value == saved) and isinstance(value, bool) == isinstance(saved, bool)
 
