@@ -23,7 +23,7 @@ from adarankgrad.compare.figures import TradeOff, trade_off_figure
 from adarankgrad.compare.plan import PLAN_NAME, make_plan
 from adarankgrad.compare.run import compare
 from adarankgrad.train.config import read_toml_table
-from adarankgrad.train.figure_style import distinct_colours, to_png
+from adarankgrad.train.figure_style import caption_from, distinct_colours, to_png
 from harness import RESULTS, finish, median, print_table, spread
 
 HERE = Path(__file__).parent
@@ -78,7 +78,10 @@ def draw(
             drawn.items(), distinct_colours(list(drawn)), strict=True
         )
     ]
-    caption = "benchmarks/compare_pretrain.py, drawn from its result"
+    caption = caption_from(
+        (commit for method in drawn.values() for commit in method["commits"]),
+        "benchmarks/compare_pretrain.py, drawn from its result",
+    )
     path = RESULTS / "compare_pretrain_trade_off.png"
     path.write_bytes(to_png(trade_off_figure(points, caption), caption))
     shown = ("loss", "ranks_adarankgrad") if is_complete else ("ranks_adarankgrad",)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-CHROMIUM = Path("/usr/bin/chromium")
-NEEDS_CHROMIUM = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium")
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
+CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 WINDOW_WIDTHS = [390, 1280]
 """A phone's and a desktop's, in CSS pixels."""
 
@@ -23,13 +24,13 @@ def assert_fits(page: Path, width: int, folder: Path) -> None:
     assert np.ptp(pixels[:, -3:, :3]) < 0.02
 
 
-def script_result(page: Path, script: str, folder: Path) -> str:
+def script_result(page: Path, script: str, folder: Path, width: int = 1280) -> str:
     """Run a script in a copy of a page that allows it, and return the title that it set."""
     copy = folder / "copy.html"
     html = page.read_text(encoding="utf-8")
     html = html.replace('<meta http-equiv="Content-Security-Policy"', '<meta name="was-policy"')
     copy.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    dumped = _chromium(copy, folder, ["--dump-dom"])
+    dumped = _chromium(copy, folder, [f"--window-size={width},1600", "--dump-dom"])
     return dumped.partition("<title>")[2].partition("</title>")[0]
 
 

@@ -7,14 +7,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adarankgrad.compare.labels import LabelledPoint, label_apart
 from adarankgrad.compare.results import MethodResult
 from adarankgrad.train.figure_style import (
     LIGHT,
     Theme,
     add_caption,
+    add_common_legend,
     add_legend,
     distinct_colours,
     new_figure,
@@ -35,8 +36,6 @@ _REASON_NAMES = {
     "norm": "gradient converged",
     "energy": "energy lost",
 }
-# Of a label in points, roughly.
-_LETTER_WIDTH, _LINE_HEIGHT = 5.5, 12.0
 _SHOWN_FROM = 0.15
 """Share of a run after which its validation loss is drawn: the fall before it hides the rest."""
 
@@ -100,12 +99,19 @@ def trade_off_figure(points: list[TradeOff], caption: str, theme: Theme = LIGHT)
             markersize=7,
             capsize=3,
         )
-    axes.set_xlabel("state of projected weights, per cent of AdamW's")
+    axes.set_xlabel("state of projected weights at the end, per cent of AdamW's")
     axes.set_ylabel("validation loss (nats per token)")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.18 * (high - low))
-    _label_apart(axes, points, theme, dpi=figure.dpi)
+    axes.margins(x=0.12, y=0.1)
     add_caption(figure, caption, theme)
+    figure.draw_without_rendering()
+    label_apart(
+        axes,
+        [
+            LabelledPoint(p.label, 100 * p.state_share, p.mean, min(p.losses), max(p.losses))
+            for p in points
+        ],
+        theme,
+    )
     return figure
 
 
@@ -116,6 +122,52 @@ def trade_offs(results: list[MethodResult]) -> list[TradeOff]:
         for result, colour in _with_colours(results)
         if (share := _state_share(result)) is not None
     ]
+
+
+def rates_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
+    """Draw the first seed's loss over the learning rate, at the best plain rate of each."""
+    figure = new_figure(4.8, theme)
+    axes = figure.add_subplot()
+    style_axes(axes, theme, title="Validation loss over learning rate")
+    for result, colour in _with_colours(results):
+        losses = _losses_by_rate(result)
+        rates = sorted(losses)
+        axes.plot(
+            rates,
+            [losses[rate] for rate in rates],
+            "o-",
+            color=colour,
+            markersize=4.5,
+            linewidth=1.5,
+            label=result.method.label,
+        )
+        if result.chosen is not None and result.chosen.lr in losses:
+            at = (result.chosen.lr, losses[result.chosen.lr])
+            axes.plot(*at, "o", color=colour, markersize=11, fillstyle="none")
+    tried = sorted({rate for result in results for rate in _losses_by_rate(result)})
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss (nats per token)")
+    add_common_legend(figure, theme, ncols=3)
+    add_caption(figure, caption, theme)
+    return figure
+
+
+def has_rates(results: list[MethodResult]) -> bool:
+    """Tell whether any method was trained to the end at several learning rates."""
+    return any(len(_losses_by_rate(result)) > 1 for result in results)
+
+
+def _losses_by_rate(result: MethodResult) -> dict[float, float]:
+    """Return the lowest loss at each learning rate, over the plain rates tried with it."""
+    lowest: dict[float, float] = {}
+    for entry in result.grid:
+        rate, loss = entry["lr"], entry["val_loss"]
+        if rate is not None and loss is not None:
+            lowest[rate] = min(loss, lowest.get(rate, loss))
+    return lowest
 
 
 def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
@@ -138,45 +190,14 @@ def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIG
             left += number
     axes.set_yticks(range(len(counted)), [r.method.label for r, _ in reversed(counted)])
     axes.set_xlabel("refreshes per weight")
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    add_legend(
-        figure,
-        theme,
-        handles=list(handles.values()),
-        labels=list(handles),
-        loc="outside upper left",
-        ncols=4,
-    )
+    add_common_legend(figure, theme, ncols=4)
     add_caption(figure, caption, theme)
     return figure
 
 
 def has_refreshes(results: list[MethodResult]) -> bool:
-    """Tell whether any method has bases to refresh."""
-    return any(result.first_run is not None and result.first_run.ranks for result in results)
-
-
-def _label_apart(axes: Axes, points: list[TradeOff], theme: Theme, *, dpi: float) -> None:
-    """Write each point's label beside it, raised until it is clear of those below."""
-    taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda point: point.mean):
-        at = (100 * point.state_share, point.mean)
-        left, bottom = axes.transData.transform(at) * 72 / dpi
-        right, offset = left + _LETTER_WIDTH * len(point.label), 6.0
-        while any(
-            left < other_right and right > other_left and abs(bottom + offset - y) < _LINE_HEIGHT
-            for other_left, other_right, y in taken
-        ):
-            offset += 1.0
-        taken.append((left, right, bottom + offset))
-        axes.annotate(
-            point.label,
-            at,
-            xytext=(8, offset),
-            textcoords="offset points",
-            fontsize=9.5,
-            color=theme.ink,
-        )
+    """Tell whether any method refreshed a basis; those without any may log ranks all the same."""
+    return any(result.first_run and _reasons(result.first_run) for result in results)
 
 
 def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]:

@@ -3,79 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from adarankgrad.compare.figures import (
-    has_refreshes,
-    loss_figure,
-    refresh_figure,
-    trade_off_figure,
-    trade_offs,
-)
+from adarankgrad.compare.cells import describe_cell
 from adarankgrad.compare.plan import Cell, Plan
-from adarankgrad.compare.results import MethodResult, collect
+from adarankgrad.compare.plots import NOTES, TITLES, draw_plots, ranks_name
+from adarankgrad.compare.reproduction import FRESH_FOLDER, comparison_toml
+from adarankgrad.compare.results import RATES, MethodResult, collect, in_words
+from adarankgrad.compare.table import LOSS, row_of, terminal_table
 from adarankgrad.train import page
-from adarankgrad.train.figure_style import DARK, LIGHT, Theme, to_png
-from adarankgrad.train.figures import ranks_figure
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import describe_environment
-from adarankgrad.train.plots import caption_of
-from adarankgrad.train.units import (
-    ABSENT,
-    format_bytes,
-    format_count,
-    format_number,
-    format_seconds,
-    format_share,
-)
+from adarankgrad.train.units import ABSENT, format_count, format_share
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
-
-HEADERS = (
-    "Method",
-    "Validation loss",
-    "± over seeds",
-    "Projected state",
-    "of AdamW's",
-    "Plain state",
-    "Peak memory",
-    "Optimizer time",
-    "Tokens/s",
-    "Rank, start",
-    "Rank, end",
-    "lr",
-    "plain lr",
-)
-
-_IN_TERMINAL = (
-    "Method",
-    "Validation loss",
-    "± over seeds",
-    "of AdamW's",
-    "Tokens/s",
-    "lr",
-)
-
-_NOTES = {
-    "loss": "Each line is the mean over seeds; its band reaches from the lowest to the highest.",
-    "trade_off": (
-        "Down is better, left is less memory. The state is that of the weights that low-rank "
-        "methods project, the same weights for every method; bars reach from seed to seed."
-    ),
-    "refreshes": "Counted on the first seed, from the logged steps.",
-}
+_CONFIG_NAME = "comparison.toml"
 
 
-def write_results(plan: Plan) -> dict[str, Any]:
+def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
     """Write ``results.json``, ``plots/`` and ``report.html`` into the comparison's folder.
+
+    Args:
+        plan: The comparison; what has no result yet, or failed, is shown as that.
+        workers: How many runs shared the machine.
 
     Returns:
         The content of results.json.
@@ -85,183 +44,177 @@ def write_results(plan: Plan) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "settings": plan.shared,
         "methods": [result.as_dict(plan) for result in results],
-        "environment": describe_environment(),
+        "environment": _environment(results, workers),
         "report": str(plan.output / REPORT_NAME),
     }
     write_atomic(plan.output / RESULTS_NAME, json.dumps(content, indent=1) + "\n")
     finished = [result for result in results if result.runs]
-    images = _draw(plan, finished)
-    title = f"{len(results)} optimizers compared"
-    html = page.page(
-        title, _opening(plan, finished), _sections(plan, results, images), is_sortable=True
-    )
+    drawn, faults = draw_plots(plan, finished)
+    sections = [
+        *_result_sections(plan, results),
+        *_plot_sections(results, drawn, faults),
+        _rates_section(results),
+        page.section("Run it again", *_reproduction(plan, content, results)),
+    ]
+    html = page.page(_title(results), _opening(plan, results), sections, is_sortable=True)
     write_atomic(plan.output / REPORT_NAME, html)
     return content
 
 
 def results_table(plan: Plan) -> Table:
     """Return the results as a table narrow enough for a terminal."""
-    table = Table()
-    for header in _IN_TERMINAL:
-        name = "State, of AdamW's" if header == "of AdamW's" else header
-        table.add_column(name, justify="left" if header == "Method" else "right")
-    for result in collect(plan):
-        texts = dict(zip(HEADERS, (text for text, _ in _row(result)), strict=True))
-        table.add_row(*(texts[header] for header in _IN_TERMINAL))
-    return table
+    return terminal_table(collect(plan))
 
 
-def _row(result: MethodResult) -> list[tuple[str, float | str | None]]:
-    losses = result.losses
-    loss = statistics.fmean(losses) if losses else None
-    deviation = statistics.stdev(losses) if len(losses) > 1 else None
-    projected, adamw = (
-        result.mean("projected_state_bytes"),
-        result.mean("adamw_projected_state_bytes"),
-    )
-    state = result.mean("state_bytes")
-    plain = None if state is None or projected is None else state - projected
-    peak, seconds, speed = (
-        result.mean(key) for key in ("peak_bytes", "optimizer_s", "tokens_per_second")
-    )
-    ranks = [result.mean_rank(0), result.mean_rank(-1)]
-    edge = " at edge" if result.is_at_edge else ""
-    chosen = result.chosen
-    rates = [None, None] if chosen is None else [chosen.lr, chosen.plain_lr]
-    return [
-        (result.method.label, result.method.label),
-        (format_number(loss, 4) if losses else _why_not(result), loss),
-        (format_number(deviation, 4), deviation),
-        (format_bytes(projected), projected),
-        (format_share(projected, adamw), projected),
-        (format_bytes(plain), plain),
-        (format_bytes(peak), peak),
-        (format_seconds(seconds), seconds),
-        (format_count(speed), speed),
-        *((format_number(rank, 1), rank) for rank in ranks),
-        *((ABSENT if rate is None else f"{rate:g}{edge}", rate) for rate in rates),
-    ]
-
-
-def _why_not(result: MethodResult) -> str:
-    return "; ".join(sorted({str(entry["status"]) for entry in result.grid}))
-
-
-def _draw(plan: Plan, results: list[MethodResult]) -> dict[str, str]:
-    """Write the plots and return them as HTML by name."""
-    caption = _caption(plan)
-    makers: dict[str, Callable[[Theme], Figure]] = {
-        "loss": lambda theme: loss_figure(results, caption, theme),
-        "trade_off": lambda theme: trade_off_figure(trade_offs(results), caption, theme),
+def _environment(results: list[MethodResult], workers: int) -> dict[str, Any]:
+    """Return versions, and what the runs had of the machine."""
+    environment = describe_environment(str(r.method.settings["optimizer"]) for r in results)
+    machine = {
+        "device": sorted({name for r in results for name in r.described("device")}),
+        "num_threads": sorted({n for r in results for n in r.described("num_threads")}),
+        "num_cores": os.cpu_count(),
+        "workers": workers,
     }
-    if has_refreshes(results):
-        makers["refreshes"] = lambda theme: refresh_figure(results, caption, theme)
-    for result in results:
-        run = result.first_run
-        if run is not None and result.has_changing_ranks:
-            name = "ranks_" + Cell(result.method, None, None, 0).name.partition("/")[0]
-            makers[name] = lambda theme, run=run: ranks_figure(run, caption_of(run), theme)  # type: ignore[misc]
-    folder = plan.output / "plots"
-    folder.mkdir(exist_ok=True)
-    images = {}
-    for name, draw in makers.items():
-        light, dark = (to_png(draw(theme), caption) for theme in (LIGHT, DARK))
-        write_atomic(folder / f"{name}.png", light)
-        images[name] = page.image(name, light, dark, _NOTES.get(name, name.replace("_", " ")))
-    return images
+    return environment | machine
 
 
-def _caption(plan: Plan) -> str:
-    settings = " ".join(f"{name}={value}" for name, value in plan.shared.items())
-    commit = str(describe_environment().get("commit") or "")[:12]
-    return f"adarankgrad compare: {settings} seeds={list(plan.seeds)} {commit}".rstrip()
+def _title(results: list[MethodResult]) -> str:
+    if len(results) > 1:
+        return f"{len(results)} optimizers compared"
+    return f"{results[0].method.label} at {_count(len(results[0].grid), 'learning rate')}"
 
 
 def _opening(plan: Plan, results: list[MethodResult]) -> str:
-    if not results:
-        return "No run came to its end."
-    best = min(results, key=lambda result: statistics.fmean(result.losses))
+    complete = [result for result in results if result.is_complete]
+    if not complete:
+        return "No method has a result on every seed." if len(plan.seeds) > 1 else "No run ended."
+    best = min(complete, key=lambda result: statistics.fmean(result.losses))
     run = best.first_run
     assert run is not None
     share = format_share(
         best.mean("projected_state_bytes"), best.mean("adamw_projected_state_bytes"), 0
     )
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "one seed, which decides little"
+    left_out = len(results) - len(complete)
+    without = f", of the methods with a result on every seed ({left_out} without)" * bool(left_out)
     return (
-        f"Lowest validation loss: {best.method.label}, {statistics.fmean(best.losses):.4f}, with "
-        f"{share} of AdamW's state on the projected weights. "
-        f"{format_count(run.info.get('model_parameters'))} parameters, "
+        f"Lowest validation loss{without}: {best.method.label}, "
+        f"{statistics.fmean(best.losses):.4f}, with {share} of AdamW's state on the projected "
+        f"weights. {format_count(run.info.get('model_parameters'))} parameters, "
         f"{format_count(best.mean('tokens'))} tokens a run, {seeds}. At a seed, every method "
         "starts from the same weights and sees the same batches."
     )
 
 
-def _sections(plan: Plan, results: list[MethodResult], images: dict[str, str]) -> Iterator[str]:
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def _result_sections(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
+    """Yield the table, and what happened where there is no result."""
+    rows = [row_of(result) for result in results]
+    headers = list(rows[0])
+    sources = {run.summary.get("peak_bytes_source") for r in results for run in r.runs.values()}
+    of_process = " Peak memory on a CPU is that of the whole process."
+    of_process *= "process resident set" in sources
     yield page.section(
         "Results",
         page.paragraph(
-            "Click a column's title to sort. Loss, bytes and speed are means over the seeds at the "
-            "rates chosen on the first; ± is the standard deviation."
+            "Click a column's title to sort. Numbers are means over the seeds, at the rates chosen "
+            "on the first; ± is the standard deviation. State is that of the weights that low-rank "
+            "methods project, at the end of the runs and at its highest, with its share of "
+            f"AdamW's; plain state is that of all other weights.{of_process}"
         ),
-        page.sortable_table(HEADERS, [_row(result) for result in results]),
+        page.sortable_table(
+            headers, [list(row.values()) for row in rows], sorted_by=headers.index(LOSS)
+        ),
     )
-    titles = {
-        "loss": "Loss over tokens",
-        "trade_off": "Loss over memory",
-        "refreshes": "Why bases were refreshed",
-    }
-    for name, html in images.items():
-        if name in titles:
-            note = page.paragraph(_NOTES[name])
-            yield page.section(titles[name], note, html, is_half=name != "refreshes")
+    if trouble := list(_trouble(plan, results)):
+        yield page.section("Runs without a result", page.remarks(trouble))
+
+
+def _trouble(plan: Plan, results: list[MethodResult]) -> Iterator[tuple[str, str]]:
+    """Yield each run without a result, and what it said."""
     for result in results:
-        name = "ranks_" + Cell(result.method, None, None, 0).name.partition("/")[0]
-        if name in images:
-            yield page.section(f"Ranks of {result.method.label}", images[name])
-    yield page.section("Learning rates tried", *_grid(results))
-    trouble = [(r.method.label, seed, said) for r in results for seed, said in r.lost.items()]
-    if trouble:
-        rows = [(label, str(seed), said) for label, seed, said in trouble]
-        yield page.section(
-            "Seeds without a result",
-            page.table(["Method", "Seed", "What happened"], rows, numeric_from=9),
-        )
-    yield page.section("Run it again", *_reproduction(plan, results))
+        for entry in result.grid:
+            if entry["val_loss"] is None:
+                cell = Cell(result.method, entry["lr"], entry["plain_lr"], plan.seeds[0])
+                yield describe_cell(cell), in_words(entry["status"], entry["message"])
+        for seed, said in result.lost.items():
+            assert result.chosen is not None
+            yield describe_cell(replace(result.chosen, seed=seed)), said
 
 
-def _grid(results: list[MethodResult]) -> Iterator[str]:
-    yield page.paragraph(
-        "On the first seed. Where the chosen rate is the first or last of its grid, a better one "
-        "may lie outside."
-    )
+def _plot_sections(
+    results: list[MethodResult], drawn: dict[str, str], faults: dict[str, str]
+) -> Iterator[str]:
+    common = [name for name in TITLES if name in drawn]
+    for place, name in enumerate(common):
+        has_neighbour = place < len(common) // 2 * 2
+        note = page.paragraph(NOTES[name])
+        yield page.section(TITLES[name], note, drawn[name], is_half=has_neighbour)
+    for result in results:
+        if (name := ranks_name(result)) in drawn:
+            yield page.section(f"Ranks of {result.method.label}", drawn[name])
+    if faults:
+        yield page.section("Plots that could not be drawn", page.remarks(faults.items()))
+
+
+def _rates_section(results: list[MethodResult]) -> str:
     rows = []
     for result in results:
         for entry in result.grid:
-            rates = [ABSENT if entry[k] is None else f"{entry[k]:g}" for k in ("lr", "plain_lr")]
+            rates = [ABSENT if entry[name] is None else f"{entry[name]:g}" for name in RATES]
             loss = entry["val_loss"]
-            is_chosen = result.chosen is not None and (
-                (entry["lr"], entry["plain_lr"]) == (result.chosen.lr, result.chosen.plain_lr)
+            is_chosen = result.chosen is not None and all(
+                entry[name] == getattr(result.chosen, name) for name in RATES
             )
-            said = f"{entry['status']}: {entry['message']}".removesuffix(": ")
-            text = said if loss is None else f"{loss:.4f}{' (chosen)' if is_chosen else ''}"
+            text = entry["status"] if loss is None else f"{loss:.4f}{' (chosen)' * is_chosen}"
             rows.append([result.method.label, *rates, text])
-    yield page.fold(
-        f"{len(rows)} runs", page.table(["Method", "lr", "plain lr", "Validation loss"], rows)
+    return page.section(
+        "Learning rates tried",
+        page.paragraph("On the first seed."),
+        page.fold(
+            _count(len(rows), "run"),
+            page.table(["Method", "lr", "plain lr", LOSS], rows),
+            is_open=len(results) == 1,
+        ),
     )
 
 
-def _reproduction(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
-    yield page.code_block(f"adarankgrad compare --resume --output {shlex.quote(str(plan.output))}")
-    yield page.paragraph("The same for one method, at its chosen rates on the first seed:")
-    for result in results:
-        command = result.as_dict(plan)["command"]
-        if command:
-            yield page.code_block(shlex.join(command))
+def _reproduction(
+    plan: Plan, content: dict[str, Any], results: list[MethodResult]
+) -> Iterator[str]:
+    command = ["adarankgrad", "compare", "--config", _CONFIG_NAME, "--output", FRESH_FOLDER]
+    yield page.paragraph(f"All of it, with the lines below saved as {_CONFIG_NAME}:")
+    yield page.code_block(shlex.join(command))
+    yield page.code_block(comparison_toml(plan))
+    yield page.paragraph(
+        "One method, at its chosen rates on the first seed; a tokenizer that was trained here is "
+        "read from here."
+    )
+    for result, method in zip(results, content["methods"], strict=True):
+        if method["command"]:
+            yield page.code_block(shlex.join(method["command"]))
             report = result.first_run and result.first_run.path / REPORT_NAME
             if report and Path(report).is_file():
                 target = Path(report).relative_to(plan.output).as_posix()
                 yield page.link(target, f"Report of {result.method.label}, first seed")
-    environment = describe_environment()
-    facts = [(str(name), str(value)) for name, value in environment["versions"].items()]
-    facts += [(name, str(environment[name])) for name in ("commit", "created") if environment[name]]
-    yield page.definitions(facts)
+    yield page.definitions(_facts(content["environment"]))
+
+
+def _facts(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from environment["versions"].items()
+    names = {
+        "device": "device",
+        "num_threads": "threads a run",
+        "num_cores": "cores",
+        "workers": "runs at a time",
+        "commit": "commit",
+        "created": "written",
+    }
+    for key, name in names.items():
+        value = environment[key]
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        if text:
+            yield name, text

@@ -6,9 +6,14 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adarankgrad.compare.cells import flags_of, outcome_of
+from adarankgrad.compare.cells import outcome_of
 from adarankgrad.compare.plan import Cell, Method, Plan
+from adarankgrad.compare.reproduction import train_command
 from adarankgrad.train.record import RunRecord, load_run
+
+RATES = ("lr", "plain_lr")
+AT_EDGE = "at edge"
+ONLY_ONE = "one tried"
 
 
 @dataclass(frozen=True)
@@ -45,21 +50,53 @@ class MethodResult:
         known = [value for value in values if value is not None]
         return statistics.fmean(known) if known else None
 
+    def described(self, key: str) -> list[Any]:
+        """The different values of an entry of run.json, as ``device``, over the seeds."""
+        return sorted({run.info[key] for run in self.runs.values() if run.info.get(key)})
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds there should be a run of."""
+        return len(self.runs) + len(self.lost)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every seed has a finished run, so that its mean compares with others."""
+        return bool(self.runs) and not self.lost
+
     def mean_rank(self, index: int) -> float | None:
         """Mean over the seeds of the first (0) or last (-1) logged mean rank."""
         ranks = [run.mean_ranks[index] for run in self.runs.values() if run.mean_ranks]
         return statistics.fmean(ranks) if ranks else None
 
     @property
+    def plain_state_bytes(self) -> float | None:
+        """Mean state of the weights that no method projects."""
+        state, projected = (self.mean(key) for key in ("state_bytes", "projected_state_bytes"))
+        return None if state is None or projected is None else state - projected
+
+    @property
     def highest_projected_state_bytes(self) -> int | None:
         """The most state that projected weights had at a logged step of any run."""
-        highest = [
-            max(row["state_bytes"] for row in run.train)
-            - (run.summary["state_bytes"] - run.summary["projected_state_bytes"])
+        return max((max(sizes) for sizes in self._projected_state()), default=None)
+
+    @property
+    def mean_projected_state_bytes(self) -> float | None:
+        """Mean of the state of projected weights over the logged steps and the runs."""
+        means = [statistics.fmean(sizes) for sizes in self._projected_state()]
+        return statistics.fmean(means) if means else None
+
+    def _projected_state(self) -> list[list[int]]:
+        """State of projected weights at the logged steps, of every run that has any."""
+        return [
+            [
+                row["state_bytes"]
+                - (run.summary["state_bytes"] - run.summary["projected_state_bytes"])
+                for row in run.train
+            ]
             for run in self.runs.values()
             if run.train
         ]
-        return max(highest, default=None)
 
     @property
     def has_changing_ranks(self) -> bool:
@@ -70,23 +107,35 @@ class MethodResult:
         return any(row != rows[0] for row in rows)
 
     @property
-    def is_at_edge(self) -> bool:
-        """Whether a better rate may lie outside the grid: the chosen one is the last at an end."""
+    def rates(self) -> dict[str, float | None]:
+        """The chosen ``lr`` and ``plain_lr``; training's default where none was given."""
+        given = {name: getattr(self.chosen, name, None) for name in RATES}
+        resolved = self.first_run.config if self.first_run else {}
+        return {name: resolved.get(name) if rate is None else rate for name, rate in given.items()}
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """Why a better rate may lie outside the grid, by ``lr`` and ``plain_lr``, or nothing."""
+        grids = {"lr": self.method.lrs, "plain_lr": self.method.plain_lrs}
         if self.chosen is None:
-            return False
-        pairs = ((self.chosen.lr, self.method.lrs), (self.chosen.plain_lr, self.method.plain_lrs))
-        return any(len(grid) > 1 and rate in (min(grid), max(grid)) for rate, grid in pairs)
+            return dict.fromkeys(RATES, "")
+        return {name: _doubt(getattr(self.chosen, name), grid) for name, grid in grids.items()}
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether a chosen rate is the first or last of several."""
+        return AT_EDGE in self.doubts.values()
 
     def as_dict(self, plan: Plan) -> dict[str, Any]:
         """Return plain numbers, for results.json."""
         losses = self.losses
-        plain = _difference(self.mean("state_bytes"), self.mean("projected_state_bytes"))
         return {
             "label": self.method.label,
             "settings": self.method.settings,
-            "lr": self.chosen.lr if self.chosen else None,
-            "plain_lr": self.chosen.plain_lr if self.chosen else None,
+            **self.rates,
             "is_at_edge_of_grid": self.is_at_edge,
+            "doubts": self.doubts,
+            "is_complete": self.is_complete,
             "val_loss": {
                 "mean": statistics.fmean(losses) if losses else None,
                 "standard_deviation": statistics.stdev(losses) if len(losses) > 1 else None,
@@ -94,8 +143,9 @@ class MethodResult:
             },
             "projected_state_bytes": self.mean("projected_state_bytes"),
             "highest_projected_state_bytes": self.highest_projected_state_bytes,
+            "mean_projected_state_bytes": self.mean_projected_state_bytes,
             "adamw_projected_state_bytes": self.mean("adamw_projected_state_bytes"),
-            "plain_state_bytes": plain,
+            "plain_state_bytes": self.plain_state_bytes,
             "peak_bytes": self.mean("peak_bytes"),
             "optimizer_s": self.mean("optimizer_s"),
             "elapsed_s": self.mean("elapsed_s"),
@@ -105,8 +155,8 @@ class MethodResult:
             "mean_rank_last": self.mean_rank(-1),
             "grid": self.grid,
             "lost": {str(seed): message for seed, message in self.lost.items()},
-            "command": command_of(plan, self.chosen) if self.chosen else None,
-            "commits": sorted({run.commit for run in self.runs.values()}),
+            "command": train_command(plan, self.chosen) if self.chosen else None,
+            "commits": self.described("commit"),
         }
 
 
@@ -115,17 +165,17 @@ def collect(plan: Plan) -> list[MethodResult]:
     return [_collect(plan, method) for method in plan.methods]
 
 
+def in_words(status: str, message: str) -> str:
+    """Say how a run without a result ended."""
+    return f"{status}: {message}".removesuffix(": ")
+
+
 def best_cell(plan: Plan, method: Method) -> Cell | None:
     """Return the cell with the lowest validation loss on the first seed, if any is done."""
     cells = [Cell(method, lr, plain_lr, plan.seeds[0]) for lr, plain_lr in method.rates]
     losses = [(outcome_of(plan, cell).val_loss, cell) for cell in cells]
     done = [(loss, cell) for loss, cell in losses if loss is not None]
     return min(done, key=lambda entry: entry[0])[1] if done else None
-
-
-def command_of(plan: Plan, cell: Cell) -> list[str]:
-    """Return the command that repeats a cell's run."""
-    return ["adarankgrad", "train", *flags_of(plan.config(cell))]
 
 
 def _collect(plan: Plan, method: Method) -> MethodResult:
@@ -151,9 +201,11 @@ def _collect(plan: Plan, method: Method) -> MethodResult:
         if outcome.status == "done":
             runs[seed] = load_run(plan.run_dir(cell))
         else:
-            lost[seed] = f"{outcome.status}: {outcome.message}".removesuffix(": ")
+            lost[seed] = in_words(outcome.status, outcome.message)
     return MethodResult(method, grid, chosen, runs, lost)
 
 
-def _difference(whole: float | None, part: float | None) -> float | None:
-    return None if whole is None or part is None else whole - part
+def _doubt(rate: float | None, grid: tuple[float, ...]) -> str:
+    if len(grid) <= 1:
+        return ONLY_ONE
+    return AT_EDGE if rate in (min(grid), max(grid)) else ""

@@ -74,11 +74,10 @@ def _compare(plan: Plan, workers: int, say: Callable[[str], None]) -> dict[str, 
             f"adarankgrad compare --resume --output {plan.output}",
             error.exit_code,
         ) from error
+    results = write_results(plan, workers=workers)
     if not chosen:
-        raise TrainingError(
-            f"no run came to its end; what each said is in {plan.output / CELLS_FOLDER}."
-        )
-    return write_results(plan)
+        raise TrainingError(f"no run came to its end; what each said is in {results['report']}.")
+    return results
 
 
 def prepare(plan: Plan, say: Callable[[str], None]) -> None:

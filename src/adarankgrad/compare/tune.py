@@ -148,8 +148,9 @@ def _search(plan: Plan, num_runs: int, workers: int, say: Callable[[str], None])
             loss = outcome_of(plan, cell).val_loss
             losses[rate] = math.inf if loss is None else loss
     best = min(losses, key=lambda rate: losses[rate])
+    results = write_results(plan, workers=workers)
     if math.isinf(losses[best]):
-        raise TrainingError(f"no run came to its end; what each said is in {plan.output}.")
+        raise TrainingError(f"no run came to its end; what each said is in {results['report']}.")
     return {
         "lr": best,
         "plain_lr": plain_lr,
@@ -157,7 +158,7 @@ def _search(plan: Plan, num_runs: int, workers: int, say: Callable[[str], None])
         "is_at_edge": best in (min(losses), max(losses)),
         "command": _command(plan, Cell(method, best, plain_lr, plan.seeds[0])),
         "losses": {rate_text(r): None if math.isinf(x) else x for r, x in sorted(losses.items())},
-        "results": write_results(plan),
+        "results": results,
     }
 
 

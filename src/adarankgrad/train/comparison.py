@@ -11,7 +11,7 @@ from rich.table import Table
 
 from adarankgrad.train import page
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.figure_style import DARK, LIGHT, to_png
+from adarankgrad.train.figure_style import DARK, LIGHT, caption_from, to_png
 from adarankgrad.train.figures import loss_figure, memory_figure
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.plots import caption_of, plot_makers
@@ -156,7 +156,7 @@ def _change(measure: Measure, base: float | None, value: float | None) -> str:
 
 
 def _caption(runs: dict[str, RunRecord]) -> str:
-    """Name what differs between the commands first, then what they share."""
+    """Name the commits, what differs between the commands, and what they share."""
     settings = {label: _flags(run.command) for label, run in runs.items()}
     shared = set.intersection(*(set(flags) for flags in settings.values()))
     parts = [
@@ -165,9 +165,8 @@ def _caption(runs: dict[str, RunRecord]) -> str:
         if set(flags) - shared
     ]
     first = next(iter(settings.values()))
-    commits = sorted({run.commit[:12] for run in runs.values() if run.commit})
-    parts += [" ".join(flag for flag in first if flag in shared), *commits]
-    return "; ".join(parts)
+    parts.append(" ".join(flag for flag in first if flag in shared))
+    return caption_from((run.commit for run in runs.values()), "; ".join(parts))
 
 
 def _flags(command: str) -> list[str]:

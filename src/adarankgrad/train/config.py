@@ -160,7 +160,7 @@ class TrainConfig:
         for name in TABLES:
             values[name] = format_arguments(values[name])
         return "".join(
-            f"{name} = {_toml_value(value)}\n"
+            f"{name} = {toml_value(value)}\n"
             for name, value in values.items()
             if value is not None and value != ""
         )
@@ -347,10 +347,13 @@ def _check_rank(name: str, rank: int | float | None) -> None:
         )
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a text, number, truth value or list of them as TOML."""
     # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)

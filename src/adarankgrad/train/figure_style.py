@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -60,20 +61,38 @@ DARK = Theme("#171a21", "#e8ebf0", "#a2abba", "#2b303b", "#c3ccda", "#7b8798", "
 
 def method_colour(method: str) -> str:
     """Return the colour of a method, the same in every figure of every run."""
-    if method in METHOD_COLOURS:
-        return METHOD_COLOURS[method]
-    palette = list(METHOD_COLOURS.values())
-    return palette[zlib.crc32(method.encode()) % len(palette)]
+    own = _fixed_colour(method)
+    return _PALETTE[zlib.crc32(method.encode()) % len(_PALETTE)] if own is None else own
 
 
 def distinct_colours(methods: Sequence[str]) -> list[str]:
-    """Return a colour for each method: its own where it is free, else another that is."""
-    palette = [method_colour(method) for method in methods] + list(METHOD_COLOURS.values())
-    chosen: list[str] = []
-    for method in methods:
-        wanted = [method_colour(method), *palette]
-        chosen.append(next((c for c in wanted if c not in chosen), wanted[0]))
-    return chosen
+    """Return a colour for each method, all different while there are enough.
+
+    Methods with a fixed colour get it first, so that none of the others takes it.
+    """
+    chosen: dict[int, str] = {}
+    for index, method in enumerate(methods):
+        own = _fixed_colour(method)
+        if own is not None and own not in chosen.values():
+            chosen[index] = own
+    for index, method in enumerate(methods):
+        if index not in chosen:
+            wanted = [method_colour(method), *_PALETTE]
+            chosen[index] = next((c for c in wanted if c not in chosen.values()), wanted[0])
+    return [chosen[index] for index in range(len(methods))]
+
+
+def _fixed_colour(method: str) -> str | None:
+    return _COLOUR_OF_KEY.get(_key(method))
+
+
+def _key(method: str) -> str:
+    """Return what the spellings of a name share, as APOLLO and Apollo do."""
+    return "".join(letter for letter in method.lower() if letter.isalnum())
+
+
+_PALETTE = list(METHOD_COLOURS.values())
+_COLOUR_OF_KEY = {_key(name): colour for name, colour in METHOD_COLOURS.items()}
 
 
 def new_figure(height_in: float, theme: Theme) -> Figure:
@@ -126,6 +145,23 @@ def add_legend(owner: Axes | Figure, theme: Theme, **options: Any) -> None:
     owner.legend(frameon=False, fontsize=10, labelcolor=theme.ink, **options)
 
 
+def add_common_legend(figure: Figure, theme: Theme, *, ncols: int) -> None:
+    """Explain every part once, above all axes; without any part there is no legend."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        add_legend(
+            figure,
+            theme,
+            handles=list(handles.values()),
+            labels=list(handles),
+            loc="outside upper left",
+            ncols=ncols,
+        )
+
+
 def add_caption(figure: Figure, text: str, theme: Theme) -> None:
     """Write the caption (what made this figure) below the axes, in at most three lines."""
     lines = textwrap.wrap(text, width=96, break_long_words=True, break_on_hyphens=False)
@@ -140,6 +176,12 @@ def add_caption(figure: Figure, text: str, theme: Theme) -> None:
         family="monospace",
         parse_math=False,
     )
+
+
+def caption_from(commits: Iterable[str], text: str) -> str:
+    """Return a caption that begins with the commits, where known, so that no cut loses them."""
+    known = sorted({commit[:12] for commit in commits if commit})
+    return f"commit {', '.join(known)}: {text}" if known else text
 
 
 def to_png(figure: Figure, description: str) -> bytes:

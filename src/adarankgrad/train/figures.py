@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -16,6 +15,7 @@ from adarankgrad.train.figure_style import (
     LIGHT,
     Theme,
     add_caption,
+    add_common_legend,
     add_legend,
     method_colour,
     new_figure,
@@ -98,7 +98,7 @@ def memory_figure(runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT
     _draw_split(upper, held, theme, with_rest=False)
     style_axes(lower, theme, title=f"At the peak ({_peak_sources(runs)})", grid="x")
     _draw_split(lower, list(splits.items()), theme, with_rest=True)
-    _add_common_legend(figure, theme)
+    add_common_legend(figure, theme, ncols=2)
     add_caption(figure, caption, theme)
     return figure
 
@@ -245,22 +245,6 @@ def _draw_split(
     axes.set_xlim(0, widest / scale * 1.2)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(f"memory ({unit})")
-
-
-def _add_common_legend(figure: Figure, theme: Theme) -> None:
-    """Explain every part once, above all axes."""
-    handles: dict[str, Artist] = {}
-    for axes in figure.axes:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    add_legend(
-        figure,
-        theme,
-        handles=list(handles.values()),
-        labels=list(handles),
-        loc="outside upper left",
-        ncols=2,
-    )
 
 
 def _part_colours(split: MemorySplit, theme: Theme) -> dict[str, str]:

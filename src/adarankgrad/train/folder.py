@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,16 +147,27 @@ def create_run_folder(run_dir: Path, config: TrainConfig, info: dict[str, Any]) 
         raise UserError(f"output {run_dir} cannot be written: {error.strerror}.") from error
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return package versions, the commit of a source checkout, and the time."""
+def describe_environment(optimizers: Iterable[str] = ()) -> dict[str, Any]:
+    """Return package versions, the commit of a source checkout, and the time.
+
+    Args:
+        optimizers: Names or dotted paths; the packages of dotted paths are among the versions.
+    """
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_distributions_of(optimizers)):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"versions": versions, "commit": _commit(), "created": created}
+
+
+def _distributions_of(optimizers: Iterable[str]) -> list[str]:
+    """Return the packages, by the names they are installed under, that dotted paths lead into."""
+    modules = {path.partition(".")[0] for path in optimizers if "." in path}
+    known = packages_distributions() if modules else {}
+    return sorted({name for module in modules for name in known.get(module, [])})
 
 
 def _commit() -> str | None:

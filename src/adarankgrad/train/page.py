@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import NamedTuple
 
 _CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -31,6 +32,20 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 """
+
+
+class SortCell(NamedTuple):
+    """A cell of `sortable_table`.
+
+    Attributes:
+        text: What is shown.
+        value: What is sorted by; None comes last.
+        note: Small, in a second line.
+    """
+
+    text: str
+    value: float | str | None
+    note: str = ""
 
 
 def page(title: str, subtitle: str, body_html: Iterable[str], *, is_sortable: bool = False) -> str:
@@ -112,27 +127,26 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from
 
 
 def sortable_table(
-    headers: Sequence[str], rows: Iterable[Sequence[tuple[str, float | str | None]]]
+    headers: Sequence[str], rows: Iterable[Sequence[SortCell]], *, sorted_by: int
 ) -> str:
     """Return a table whose column titles sort it; the first column is text, the others numbers.
 
     Args:
         headers: Column titles.
-        rows: Cell texts, each with the value to sort by; None sorts last.
+        rows: Cells.
+        sorted_by: Index of a column of numbers by which rows are in rising order at first.
     """
     head = "".join(
-        f'<th{_kind(i, 1)} aria-sort="none"><button>{escape(text)}</button></th>'
+        f'<th{_kind(i, 1)} aria-sort="{"ascending" if i == sorted_by else "none"}">'
+        f"<button>{escape(text)}</button></th>"
         for i, text in enumerate(headers)
     )
+    rows = list(rows)
+    known = [row for row in rows if row[sorted_by].value is not None]
+    unknown = [row for row in rows if row[sorted_by].value is None]
+    ordered = [*sorted(known, key=lambda row: row[sorted_by].value or 0), *unknown]
     body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td{_kind(i, 1)} data-value="{escape("" if value is None else str(value))}">'
-            f"{escape(text)}</td>"
-            for i, (text, value) in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
+        f"<tr>{''.join(_sort_cell(i, cell) for i, cell in enumerate(row))}</tr>" for row in ordered
     )
     return (
         '<div class="scroll" tabindex="0"><table class="sortable">'
@@ -148,15 +162,22 @@ def definitions(rows: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="facts">{body}</dl>'
 
 
+def remarks(rows: Iterable[tuple[str, str]]) -> str:
+    """Return names with a text below each, which may be long."""
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    return f'<dl class="remarks">{body}</dl>'
+
+
 def code_block(text: str, *, wraps: bool = True) -> str:
     """Return preformatted text; a command wraps, a text table scrolls sideways."""
     kind = "wraps" if wraps else "scroll"
     return f'<pre class="{kind}" tabindex="0">{escape(text)}</pre>'
 
 
-def fold(title: str, *parts_html: str) -> str:
-    """Return a part that opens on a click."""
-    return f"<details><summary>{escape(title)}</summary>{''.join(parts_html)}</details>"
+def fold(title: str, *parts_html: str, is_open: bool = False) -> str:
+    """Return a part that opens, or closes where it ``is_open`` at first, on a click."""
+    state = " open" if is_open else ""
+    return f"<details{state}><summary>{escape(title)}</summary>{''.join(parts_html)}</details>"
 
 
 def link(target: str, text: str) -> str:
@@ -166,6 +187,12 @@ def link(target: str, text: str) -> str:
 
 def _cell(tag: str, text: str, column: int, numeric_from: int) -> str:
     return f"<{tag}{_kind(column, numeric_from)}>{escape(text)}</{tag}>"
+
+
+def _sort_cell(column: int, cell: SortCell) -> str:
+    value = escape("" if cell.value is None else str(cell.value))
+    note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
+    return f'<td{_kind(column, 1)} data-value="{value}">{escape(cell.text)}{note}</td>'
 
 
 def _kind(column: int, numeric_from: int) -> str:
@@ -207,7 +234,9 @@ h2 { font-size: 1.1rem; margin: 0 0 .6rem; }
 .tiles span { color: var(--muted); font-size: .84rem; line-height: 1.35; display: block; }
 figure { margin: 0; }
 img { display: block; width: 100%; max-width: 720px; height: auto; margin: 0 auto; }
-.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; background:
+  linear-gradient(to left, var(--card) 40%, transparent) right / 48px 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 20px 100% no-repeat scroll; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .34rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
@@ -215,9 +244,15 @@ th, td { padding: .34rem .7rem; border-bottom: 1px solid var(--line); text-align
 th { color: var(--muted); font-weight: 600; }
 tbody tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; }
-th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0;
-  background: var(--card); }
+th:first-child, td:first-child, .sortable :is(th, td):first-child { padding-left: 0;
+  position: sticky; left: 0; background: var(--card); }
 th button { all: unset; cursor: pointer; }
+.sortable th { white-space: normal; line-height: 1.3; }
+.sortable :is(th, td) { vertical-align: bottom; padding-left: .5rem; padding-right: .5rem; }
+.sortable td { vertical-align: top; }
+.sortable td:first-child { white-space: normal; min-width: 7.5rem; }
+td small { display: block; white-space: normal; color: var(--muted); font-size: .8rem;
+  line-height: 1.3; }
 th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 th[aria-sort="ascending"] button::after { content: " \\2191"; }
 th[aria-sort="descending"] button::after { content: " \\2193"; }
@@ -227,6 +262,9 @@ th[aria-sort="descending"] button::after { content: " \\2193"; }
   border-bottom: 1px solid var(--line); font-size: .9rem; min-width: 0; }
 .facts dt { color: var(--muted); flex: none; }
 .facts dd { margin: 0; text-align: right; overflow-wrap: anywhere; min-width: 0; }
+.remarks { margin: 0; font-size: .9rem; }
+.remarks dt { font-weight: 600; }
+.remarks dd { margin: 0 0 .7rem; color: var(--muted); overflow-wrap: anywhere; }
 pre { margin: 0 0 .8rem; padding: .8rem 1rem; background: var(--paper); border-radius: 10px;
   font: .82rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 pre:last-child { margin-bottom: 0; }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from adarankgrad.train.figure_style import LIGHT, Theme, to_png
+from adarankgrad.train.figure_style import LIGHT, Theme, caption_from, to_png
 from adarankgrad.train.figures import loss_figure, memory_figure, ranks_figure
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.record import RunRecord, load_run
@@ -50,6 +50,5 @@ def plot_makers(run: RunRecord) -> dict[str, Callable[[Theme], Figure]]:
 
 
 def caption_of(run: RunRecord) -> str:
-    """Return what made the run: its command and, where known, the commit."""
-    commit = run.commit
-    return run.command + (f"  (commit {commit[:12]})" if commit else "")
+    """Return what made the run: the commit, where it is known, and the command."""
+    return caption_from([run.commit], run.command)

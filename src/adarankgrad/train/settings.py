@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.toml"
 _FREE_ON_RESUME = {"output", "device", "save_every", "keep_checkpoints"}
-_PATHS = {"data", "validation", "model", "tokenizer"}
+PATH_SETTINGS = {"data", "validation", "model", "tokenizer"}
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -137,7 +137,7 @@ def is_same_setting(name: str, value: Any, saved: Any) -> bool:
     value, saved = effective_setting(name, value), effective_setting(name, saved)
     if name in TABLES:
         return bool(_as_lists(value or {}) == _as_lists(saved or {}))
-    if name in _PATHS and value is not None and saved is not None:
+    if name in PATH_SETTINGS and value is not None and saved is not None:
         return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()
     return bool(value == saved) and isinstance(value, bool) == isinstance(saved, bool)
 

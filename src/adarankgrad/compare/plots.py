@@ -1,0 +1,110 @@
+"""The plots of a comparison: files in its folder, and HTML for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from adarankgrad.compare.figures import (
+    has_rates,
+    has_refreshes,
+    loss_figure,
+    rates_figure,
+    refresh_figure,
+    trade_off_figure,
+    trade_offs,
+)
+from adarankgrad.compare.plan import Cell, Plan
+from adarankgrad.compare.results import MethodResult
+from adarankgrad.train import page
+from adarankgrad.train.figure_style import DARK, LIGHT, Theme, caption_from, to_png
+from adarankgrad.train.figures import ranks_figure
+from adarankgrad.train.files import write_atomic
+from adarankgrad.train.plots import caption_of
+
+PLOTS_FOLDER = "plots"
+_RANKS = "ranks_"
+
+TITLES = {
+    "loss": "Loss over tokens",
+    "trade_off": "Loss over memory",
+    "rates": "Loss over learning rate",
+    "refreshes": "Why bases were refreshed",
+}
+NOTES = {
+    "loss": "Each line is the mean over seeds; its band reaches from the lowest to the highest.",
+    "trade_off": (
+        "Down is better, left is less memory. The state is that of the weights that low-rank "
+        "methods project, the same weights for every method; bars reach from seed to seed."
+    ),
+    "rates": (
+        "On the first seed, at the best plain rate of each; rings mark the chosen rates. Where the "
+        "lowest is first or last, a better one may lie outside."
+    ),
+    "refreshes": "Counted on the first seed, from the logged steps.",
+}
+
+
+def draw_plots(plan: Plan, results: list[MethodResult]) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the plots that the results have, and remove those of an earlier state.
+
+    Args:
+        plan: The comparison.
+        results: Of methods with a finished run.
+
+    Returns:
+        The plots as HTML by name, and why others could not be drawn, by name too.
+    """
+    folder = plan.output / PLOTS_FOLDER
+    folder.mkdir(exist_ok=True)
+    drawn: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for name, (draw, caption) in _plots(plan, results).items():
+        try:
+            light, dark = (to_png(draw(theme), caption) for theme in (LIGHT, DARK))
+        except Exception as error:  # hours of training are worth a page without one plot
+            faults[name] = f"{type(error).__name__}: {error}"
+            continue
+        write_atomic(folder / f"{name}.png", light)
+        drawn[name] = page.image(name, light, dark, NOTES.get(name, name.replace("_", " ")))
+    for path in folder.glob("*.png"):
+        if path.stem not in drawn and (path.stem in TITLES or path.stem.startswith(_RANKS)):
+            path.unlink()
+    return drawn, faults
+
+
+def _plots(
+    plan: Plan, results: list[MethodResult]
+) -> dict[str, tuple[Callable[[Theme], Figure], str]]:
+    """Return how to draw what the results have, with captions, by name."""
+    caption = _caption(plan, results)
+    plots: dict[str, tuple[Callable[[Theme], Figure], str]] = {}
+    if results:
+        plots["loss"] = (lambda theme: loss_figure(results, caption, theme), caption)
+    if points := trade_offs(results):
+        plots["trade_off"] = (lambda theme: trade_off_figure(points, caption, theme), caption)
+    if has_rates(results):
+        plots["rates"] = (lambda theme: rates_figure(results, caption, theme), caption)
+    if has_refreshes(results):
+        plots["refreshes"] = (lambda theme: refresh_figure(results, caption, theme), caption)
+    for result in results:
+        run = result.first_run
+        if run is not None and result.has_changing_ranks:
+            own = caption_of(run)
+            plots[ranks_name(result)] = (
+                lambda theme, run=run, own=own: ranks_figure(run, own, theme),  # type: ignore[misc]
+                own,
+            )
+    return plots
+
+
+def ranks_name(result: MethodResult) -> str:
+    """Return the name of the plot of a method's ranks."""
+    return _RANKS + Cell(result.method, None, None, 0).name.partition("/")[0]
+
+
+def _caption(plan: Plan, results: list[MethodResult]) -> str:
+    settings = " ".join(f"{name}={value}" for name, value in plan.shared.items())
+    commits = [commit for result in results for commit in result.described("commit")]
+    return caption_from(commits, f"adarankgrad compare {settings} seeds={list(plan.seeds)}")
