@@ -54,6 +54,7 @@ SETTINGS = (
     Setting("8-bit, all matrices, rank 64", {**_SKETCHED, "max_rank": 64}, EIGHT_BITS, "weight"),
     Setting("8-bit, all matrices, rank 32", {**_SKETCHED, "max_rank": 32}, EIGHT_BITS, "weight"),
     Setting("8-bit, all matrices, rank 16", {**_SKETCHED, "max_rank": 16}, EIGHT_BITS, "weight"),
+    Setting("8-bit, all matrices, rank 12", {**_SKETCHED, "max_rank": 12}, EIGHT_BITS, "weight"),
 )
 
 
