@@ -59,6 +59,7 @@ def worker(rank, port, sequences, folder):
         WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",  # accelerate warns where it has to choose
     )
     whole = train(sequences, folder, batch_size=2)
     resumed = train(sequences, folder, batch_size=2, resume=f"{folder}/checkpoint-2")
