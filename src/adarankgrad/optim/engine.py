@@ -140,8 +140,8 @@ class SubspaceOptimizer(Optimizer):
 
         Raises:
             ValueError: if a gradient is sparse, or of a dtype that cannot be trained in.
-            FloatingPointError: with ``nonfinite="raise"``, if their norm is not finite. Nothing was
-                changed.
+            FloatingPointError: with ``nonfinite="raise"``, if their norm is not finite. The step
+                changed nothing; residuals of `accumulate_in_backward` had theirs before.
         """
         loss = None
         if closure is not None:
