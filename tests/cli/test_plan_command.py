@@ -51,6 +51,13 @@ def test_every_method_is_predicted_with_and_without_its_switches(folder, capfd):
     assert "saves most by itself" in table
 
 
+def test_a_residual_that_needs_whole_gradients_is_not_planned_without_them(folder, capfd):
+    flags = ("--model", "tiny/config.json", "--batch", "2", "--seq", "16")
+    result, _ = plan(capfd, *flags, "--optimizer-args", "residual=fira")
+    assert not any("accumulate_in_backward" in row["switches"] for row in result["rows"])
+    assert any("int8_state" in row["switches"] for row in result["rows"])
+
+
 def test_it_says_what_fits_and_which_batch_would(folder, capfd):
     flags = ("--model", "tiny/config.json", "--seq", "16", "--gpu", "2MiB")
     result, table = plan(capfd, *flags, "--batch", "1")

@@ -97,6 +97,18 @@ def assert_finite(params, optimizer):
                 assert bool(torch.isfinite(torch.as_tensor(value)).all()), f"{name} {key}"
 
 
+def test_a_broken_step_leaves_bfloat16_weights_and_their_rounding_alone(case):
+    params = make_params(torch.bfloat16)
+    optimizer = case.build(params)
+    train(optimizer, params, range(2))
+    weights, state = weights_of(params), state_snapshot(optimizer)
+    set_gradients(params, 2)
+    break_one(params, "wide", math.nan)
+    optimizer.step()
+    assert_same_bits(weights_of(params), weights)
+    assert_same_state(state_snapshot(optimizer), state)
+
+
 def test_the_number_of_skipped_steps_survives_resuming(case):
     params = make_params()
     optimizer = case.build(params)

@@ -137,3 +137,12 @@ def test_changed_options_are_planned_in_place_of_the_optimizers():
         for rounding in ("stochastic", "corrected")
     )
     assert corrected - rounded == sum(weight.numel() for weight in model.parameters())
+
+
+def test_rounding_costs_float32_weights_nothing():
+    optimizer = AdaRankGrad(param_groups(make_model(torch.float32)))
+    nearest, rounded = (
+        subspace_costs(optimizer, "cpu", weight_rounding=rounding)
+        for rounding in ("nearest", "stochastic")
+    )
+    assert rounded == nearest

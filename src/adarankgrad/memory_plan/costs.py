@@ -13,8 +13,9 @@ from adarankgrad.core.memory import adam_state_bytes, quantized_adam_state_bytes
 from adarankgrad.memory_plan.projected import ProjectedCost, projected_costs, rounding_bytes
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.options import correction_bytes, plain_bytes
+from adarankgrad.optim.plain_step import is_chunked
 from adarankgrad.optim.report import named_parameters
-from adarankgrad.optim.weight_rounding import CHUNK
+from adarankgrad.optim.weight_rounding import CHUNK, is_rounded
 
 Group = dict[str, Any]
 
@@ -120,13 +121,15 @@ def _plain_groups(
 
 
 def _plain_workspace(weights: Sequence[Tensor], options: Group, device: str) -> int:
-    """AdamW's, or what a chunk of weights needs where arithmetic is wider than what is kept."""
-    is_chunked = options["state_dtype"] != "float32" or options["weight_rounding"] != "nearest"
-    if not is_chunked:
-        return _adamw_workspace(weights, device)
-    # Gradient, moments and their root in float32, beside what the weights are rounded through.
-    largest = max((weight.numel() for weight in weights), default=0)
-    return 5 * 4 * min(CHUNK, largest) + rounding_bytes(largest)
+    """AdamW's, and what a chunk of weights needs where arithmetic is wider than what is kept."""
+    chunked = [weight for weight in weights if is_chunked(weight, options)]
+    at_once = [weight for weight in weights if not is_chunked(weight, options)]
+    workspaces = [_adamw_workspace(at_once, device)]
+    for weight in chunked:
+        # Gradient, moments and their root in float32, and what the weight is rounded through.
+        rounding = rounding_bytes(weight.numel()) if is_rounded(weight, options) else 0
+        workspaces.append(5 * 4 * min(CHUNK, weight.numel()) + rounding)
+    return max(workspaces)
 
 
 def _adamw_workspace(weights: Sequence[Tensor], device: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adarankgrad.core.residual import STATELESS_RESIDUALS
 from adarankgrad.memory_plan.costs import (
     Costs,
     adamw_costs,
@@ -148,9 +149,9 @@ def _of_optimizer(config: TrainConfig, traced: TracedModel, device: str) -> list
 
     methods = [method()]
     if name == "adarankgrad":
-        methods += [
-            method("accumulate_in_backward", basis="sketched"),
-            method("int8_state", **_SMALL_STATE),
-            method("accumulate_in_backward", "int8_state", basis="sketched", **_SMALL_STATE),
-        ]
+        methods.append(method("int8_state", **_SMALL_STATE))
+        if optimizer.defaults["residual"] in ("none", *STATELESS_RESIDUALS):
+            methods.append(method("accumulate_in_backward", basis="sketched"))
+            changes = {"basis": "sketched", **_SMALL_STATE}
+            methods.append(method("accumulate_in_backward", "int8_state", **changes))
     return methods

@@ -45,7 +45,7 @@ def step_plain(group: Group, named_params: list[tuple[str, Tensor]], states: lis
     for index, ((name, param), state) in enumerate(zip(named_params, states, strict=True)):
         if not state:
             state.update(_new_state(param, group))
-        if _is_chunked(param, group):
+        if is_chunked(param, group):
             _step_in_chunks(group, name, param, state)
         else:
             listed.append(index)
@@ -71,7 +71,8 @@ def _form(param: Tensor, group: Group) -> str:
     return "float32" if param.is_complex() else group["state_dtype"]
 
 
-def _is_chunked(param: Tensor, group: Group) -> bool:
+def is_chunked(param: Tensor, group: Group) -> bool:
+    """Whether arithmetic is wider than what is kept, and so done for some weights at a time."""
     return _form(param, group) != "float32" or _is_wide(param, group)
 
 
