@@ -13,7 +13,7 @@ READY := .venv/ready
 
 PINS := $(shell grep -o '^[a-z][^ ]*==[^ ]*' requirements/dev.txt)
 TORCH := $(filter torch==%,$(PINS))
-WITHOUT_DEPENDENCIES := $(filter galore-torch==% fira==% lightning==%,$(PINS))
+WITHOUT_DEPENDENCIES := $(filter galore-torch==% fira==% lightning==% gguf==%,$(PINS))
 OTHERS := $(filter-out $(TORCH) $(WITHOUT_DEPENDENCIES),$(PINS))
 
 # glibc gives every large freed tensor back to the system, so that each step waits for fresh zeroed

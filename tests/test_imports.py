@@ -24,7 +24,9 @@ ALLOWED_LAYERS = {
     "integrations": {"core", "train", *METHODS},
     "compare": {"train"},
     "memory_plan": {"core", "optim", "train"},
-    "cli": {"train", "compare", "memory_plan"},
+    "fetch": {"train"},
+    "generate": {"train"},
+    "cli": {"train", "compare", "memory_plan", "fetch", "generate"},
     "root": {"core", "optim"},
 }
 # Layers that a user gets with `pip install adarankgrad`, without the extra.

@@ -20,6 +20,8 @@ _COMMANDS = (
     ("adarankgrad.cli.tune", "tune"),
     ("adarankgrad.cli.plan", "plan"),
     ("adarankgrad.cli.sparsify", "sparsify"),
+    ("adarankgrad.cli.fetch_model", "fetch_model"),
+    ("adarankgrad.cli.generate", "generate"),
     ("adarankgrad.cli.demo", "demo"),
 )
 
@@ -93,7 +95,7 @@ def _app() -> Any:
 
     for module_name, command in _COMMANDS:
         module = importlib.import_module(module_name)
-        app.command(command)(getattr(module, command))
+        app.command(command.replace("_", "-"))(getattr(module, command))
     return app
 
 

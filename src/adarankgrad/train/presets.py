@@ -113,7 +113,7 @@ def build_model(plan: ModelPlan, seed: int, *, meta: bool = False) -> PreTrained
     model: PreTrainedModel
 
     if plan.weights is not None and not meta:
-        return _load_weights(auto_model, plan.weights)
+        return load_causal_lm(plan.weights)
     if not meta:
         set_seed(seed)
     options = {"attn_implementation": "sdpa"} if plan.config.model_type == "llama" else {}
@@ -124,14 +124,27 @@ def build_model(plan: ModelPlan, seed: int, *, meta: bool = False) -> PreTrained
     return model
 
 
-def _load_weights(auto_model: Any, folder: Path) -> PreTrainedModel:
-    import torch
+def load_causal_lm(
+    folder: Path, *, dtype: str = "float32", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model, all its weights, from a folder.
 
+    Args:
+        folder: With config.json and weights.
+        dtype: A floating point type, or ``"auto"`` for the one that the weights are stored in.
+        trust_remote_code: Whether to run code that the folder holds.
+
+    Raises:
+        UserError: The weights cannot be loaded, or are those of another kind of model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    auto_model: Any = AutoModelForCausalLM
     try:
         model, info = auto_model.from_pretrained(
             folder,
-            dtype=torch.float32,
-            trust_remote_code=False,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
         )

@@ -17,6 +17,7 @@ from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import MODEL_FOLDER, SPARSITY_NAME, TOKENS_FOLDER
 from adarankgrad.train.presets import ModelPlan, build_model
+from adarankgrad.train.quiet import quiet_transformers
 from adarankgrad.train.record import RunRecord, load_run
 from adarankgrad.train.recorder import perplexity
 from adarankgrad.train.settings import resolve_device
@@ -79,8 +80,7 @@ def measure_sparsity(request: SparsityRequest) -> dict[str, Any]:
     from adarankgrad.train.density_figure import write_density_figure
 
     request.check()
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     run = load_run(request.run_dir)
     device = resolve_device(request.device)
     model = _load_model(run).to(device).eval()

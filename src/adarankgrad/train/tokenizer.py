@@ -52,19 +52,33 @@ def check_can_train(vocab_size: int) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, without network and without remote code."""
+    """Load a tokenizer that can join documents, without network and without remote code."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no end token (eos) to join documents with.")
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load any tokenizer from a folder, without network.
+
+    Args:
+        folder: With the tokenizer's files.
+        trust_remote_code: Whether to run code that the folder holds.
+
+    Raises:
+        UserError: There is no folder, or no tokenizer in it.
+    """
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise UserError(f"the tokenizer folder {folder} does not exist.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # transformers raises many kinds for a bad folder
         raise UserError(f"{folder} holds no usable tokenizer: {first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {folder} has no end token (eos) to join documents with.")
     return tokenizer
 
 

@@ -1,0 +1,1 @@
+"""Pretrained models that come inside packages of the registry, as Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""A quick look at what a language model writes."""
