@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from adarankgrad.optim import describe
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
@@ -45,7 +45,8 @@ from adarankgrad.train.optimizers import (
     group_parameters,
     projected_parameters,
 )
-from adarankgrad.train.powered import power_updates
+from adarankgrad.train.powered import power_model, power_updates
+from adarankgrad.train.presets import checkpoint_activations
 from adarankgrad.train.recorder import Recorder
 from adarankgrad.train.run_config import RunConfig
 from adarankgrad.train.settings import check_written_with
@@ -165,6 +166,17 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, display: Display) -> 
     read_session(checkpoint)
     check_written_with(checkpoint.path, config)
     return checkpoint
+
+
+def prepare_model(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
+    """Bring a model, in place, into the form in which it is trained; return it.
+
+    Raises:
+        UserError: A setting does not fit the model.
+    """
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    return power_model(model, config)
 
 
 def prepare_optimizer(model: nn.Module, config: RunConfig) -> tuple[Optimizer, list[Tensor]]:

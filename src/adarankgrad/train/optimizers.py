@@ -52,6 +52,7 @@ class OptimizerSpec:
         is_low_rank: Takes rank settings; for others they only say which weights to report as
             projected.
         more_arguments: What ``--optimizer-args`` may set besides.
+        projects_embeddings: Projects embeddings and head as well, at the rate of plain weights.
     """
 
     build: Callable[..., Optimizer]
@@ -60,6 +61,7 @@ class OptimizerSpec:
     default_plain_lr: float
     is_low_rank: bool
     more_arguments: tuple[str, ...] = ()
+    projects_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adarankgrad-published": OptimizerSpec(
         _published, (AdaRankGrad.published, AdaRankGrad), 4e-3, DEFAULT_PLAIN_LR, True
     ),
+    "adarankgrad-low-memory": OptimizerSpec(
+        AdaRankGrad.low_memory,
+        (AdaRankGrad.low_memory, AdaRankGrad),
+        4e-3,
+        DEFAULT_PLAIN_LR,
+        True,
+        projects_embeddings=True,
+    ),
     "galore": OptimizerSpec(GaLore, (GaLore,), 1e-2, DEFAULT_PLAIN_LR, True),
     "fira": OptimizerSpec(Fira, (Fira,), 1e-2, DEFAULT_PLAIN_LR, True),
     "orthogonalized-sgd": OptimizerSpec(
@@ -163,15 +173,17 @@ def group_parameters(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
         UserError: A rank setting does not fit any projected matrix.
     """
     settings = _given(config, _RANK_SETTINGS)
+    plain = {} if config.plain_lr is None else {"lr": config.plain_lr}
+    if find_optimizer(config.optimizer).projects_embeddings:
+        settings["embeddings"] = plain
     try:
         groups = param_groups(model, weight_decay=config.weight_decay, **settings)
     except ValueError as error:
         raise UserError(f"{error}") from error
     _check_ranks_fit(config, groups)
-    if config.plain_lr is not None:
-        for group in groups:
-            if not group["project"]:
-                group["lr"] = config.plain_lr
+    for group in groups:
+        if not group["project"]:
+            group.update(plain)
     return powered_groups(groups, model, config)
 
 

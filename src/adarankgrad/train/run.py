@@ -32,12 +32,12 @@ from adarankgrad.train.loop import (
     describe_run,
     finish,
     fit,
+    prepare_model,
     prepare_optimizer,
     run_in_folder,
 )
 from adarankgrad.train.measure import reset_peak_memory
 from adarankgrad.train.optimizers import group_parameters, widen_corrected_weights
-from adarankgrad.train.powered import power_model
 from adarankgrad.train.presets import ModelPlan, build_model, plan_model
 from adarankgrad.train.settings import (
     given_settings,
@@ -165,7 +165,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
             check_can_train(vocab_size)
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
-    meta_model = power_model(build_model(plan, config.seed, meta=True), config)
+    meta_model = prepare_model(build_model(plan, config.seed, meta=True), config)
     prepare_optimizer(meta_model, config)
     check_writable(run_dir)
     return _Run(
@@ -204,7 +204,7 @@ def _get_tokens(run: _Run) -> tuple[PreTrainedTokenizerBase, TokenStreams]:
 def _create_folder(
     run: _Run, tokenizer: PreTrainedTokenizerBase, streams: TokenStreams, command: list[str]
 ) -> None:
-    model = power_model(build_model(run.plan, run.config.seed, meta=True), run.config)
+    model = prepare_model(build_model(run.plan, run.config.seed, meta=True), run.config)
     info = {
         **describe_run(run, command, model, group_parameters(model, run.config)),
         "training_tokens": len(streams.train),
@@ -235,7 +235,8 @@ def _build_model(run: _Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     if run.config.precision == "bfloat16":
         model.to(torch.bfloat16)
     # Before the optimizer is built: it binds the parameters where they are.
-    return power_model(model, run.config).to(run.device)
+    prepared: Any = prepare_model(model, run.config)
+    return prepared.to(run.device)
 
 
 def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

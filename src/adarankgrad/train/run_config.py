@@ -58,10 +58,9 @@ class RunConfig:
     output: str = setting("Run folder to write.")
     model: str = setting("Folder of a model.")
     optimizer: str = setting(
-        "adarankgrad, adarankgrad-published, galore, fira, orthogonalized-sgd, adamw, or the "
-        "dotted path of a class "
-        "such as torch.optim.Muon, which trains the weights that low-rank methods project, and "
-        "AdamW the others.",
+        "adarankgrad, adarankgrad-low-memory, adarankgrad-published, galore, fira, "
+        "orthogonalized-sgd, adamw, or the dotted path of a class such as torch.optim.Muon, which "
+        "trains the weights that low-rank methods project, and AdamW the others.",
         "adarankgrad",
     )
     optimizer_args: dict[str, Any] = setting(
@@ -93,6 +92,11 @@ class RunConfig:
     accumulate_in_backward: bool = setting(
         "Project gradients in the backward pass, so that they never pile up. For adarankgrad, "
         "which then takes basis=sketched.",
+        False,
+        kind="bool",
+    )
+    activation_checkpointing: bool = setting(
+        "Compute activations again in the backward pass, and keep only those between layers.",
         False,
         kind="bool",
     )
