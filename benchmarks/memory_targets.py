@@ -25,7 +25,7 @@ from adarankgrad.memory_plan.costs import adamw_costs, subspace_costs
 from adarankgrad.memory_plan.methods import TracedModel, trace_model
 from adarankgrad.memory_plan.predict import Prediction, Training
 from adarankgrad.train.config import TrainConfig
-from adarankgrad.train.presets import build_model, plan_model
+from adarankgrad.train.presets import build_model, checkpoint_activations, plan_model
 from allocations import peak_bytes
 from harness import finish, print_table
 
@@ -185,7 +185,7 @@ def measure(rounding: str, *, batch_size: int = 1, micro_batches: int = 2) -> di
     model: Any = build_model(plan_model(config, None), config.seed).to(torch.bfloat16).to(device)
     model.train()
     model.config.use_cache = False
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     optimizer = build_optimizer(model, RECOMMENDED, rounding)
     optimizer.accumulate_in_backward(model, num_micro_batches=micro_batches)
     tokens = torch.randint(model.config.vocab_size, (batch_size, SEQ_LEN), device=device)
