@@ -144,6 +144,29 @@ def test_adamw_reports_the_state_of_the_same_projected_weights(folder, capfd, wi
     assert not (folder / "run" / "ranks.jsonl").exists()
 
 
+def test_low_memory_projects_embeddings_and_head_and_holds_no_whole_gradients(
+    folder, capfd, without_figures
+):
+    flags = tiny_flags(
+        optimizer="adarankgrad-low-memory", precision="bfloat16", accumulate_in_backward=True
+    )
+    assert call("train", *flags, "--json") == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    names = [layer["name"] for layer in read_jsonl(folder / "run" / "ranks.jsonl")[-1]["layers"]]
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(names)
+    assert summary["state_bytes"] < summary["weight_bytes"]
+
+
+def test_activations_computed_again_change_nothing(folder, capfd, without_figures):
+    losses = []
+    for output, again in (("run", False), ("other", True)):
+        assert (
+            call("train", *tiny_flags(output=output, activation_checkpointing=again or None)) == 0
+        )
+        losses.append([row.get("loss") for row in read_jsonl(folder / output / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("optimizer", ["galore", "fira"])
 def test_methods_of_fixed_rank_train_at_the_rank_asked_for(
     folder, capfd, without_figures, optimizer

@@ -54,6 +54,30 @@ def test_linear_weights_are_projected_and_the_rest_is_plain():
     }
 
 
+def test_embeddings_and_head_are_projected_in_a_group_of_their_own_where_asked_for():
+    groups = param_groups(Block(), embeddings={"lr": 0.5}, max_rank=4, exclude="lm_head")
+    assert [[name for name, _ in group["params"]] for group in groups] == [
+        ["mix.weight"],
+        ["embed.weight"],
+        ["table", "lm_head.weight"],
+        ["mix.bias", "norm.weight", "norm.bias"],
+    ]
+    matrices, embeddings, *_ = groups
+    assert {**matrices, "params": embeddings["params"], "lr": 0.5} == embeddings
+
+
+def test_tied_embeddings_are_projected_once():
+    model = Block()
+    model.lm_head = nn.Linear(16, 32, bias=False)
+    model.lm_head.weight = model.embed.weight
+    assert names(param_groups(model, embeddings={}))[:2] == ["mix.weight", "embed.weight"]
+
+
+def test_two_ways_to_say_what_is_projected_are_refused():
+    with pytest.raises(ValueError, match="include 'mix' and embeddings {} both say"):
+        param_groups(Block(), include="mix", embeddings={})
+
+
 def test_norms_and_biases_get_no_decay_where_the_others_do():
     groups = param_groups(Block(), weight_decay=0.1)
     decay = {name: group["weight_decay"] for group in groups for name, _ in group["params"]}

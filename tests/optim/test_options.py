@@ -155,6 +155,20 @@ def test_the_published_preset_is_the_constructor_with_the_papers_options():
     assert group["energy"] == pytest.approx(0.96)  # residual 0.2, not squared
 
 
+def test_the_low_memory_preset_is_the_constructor_with_small_state():
+    group = AdaRankGrad.low_memory([weight()], lr=0.02, weight_rounding="corrected").param_groups[0]
+    expected = AdaRankGrad(
+        [weight()],
+        lr=0.02,
+        max_rank=12,
+        basis="sketched",
+        state_dtype="int8",
+        basis_dtype="int8",
+        weight_rounding="corrected",
+    ).param_groups[0]
+    assert {**group, "params": []} == {**expected, "params": []}
+
+
 def test_the_published_preset_can_be_overridden_and_is_checked():
     optimizer = AdaRankGrad.published([weight()], max_rank=4, carry="keep", residual_threshold=0.5)
     assert optimizer.defaults["carry"] == "keep"

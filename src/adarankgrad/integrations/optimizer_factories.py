@@ -91,14 +91,16 @@ class OptimizerFactory:
         _check_weights(model)
         targets, plain_lr, _ = (options.pop(name, None) for name in _OWN_OPTIONS)
         grouping = {name: options.pop(name) for name in _GROUP_OPTIONS if name in options}
+        plain = {} if plain_lr is None else {"lr": plain_lr}
         if targets is not None:
             grouping["include"] = _patterns_of_targets(model, targets, grouping)
+        if find_optimizer(self.method).projects_embeddings and "include" not in grouping:
+            grouping["embeddings"] = plain
         groups = list(_decayed_as_by_trainer(model, param_groups(model, **grouping)))
         self._check_projects(groups)
-        if plain_lr is not None:
-            for group in groups:
-                if not group["project"]:
-                    group["lr"] = plain_lr
+        for group in groups:
+            if not group["project"]:
+                group.update(plain)
         return find_optimizer(self.method).build(groups, **options)
 
     def _check_names(self, options: dict[str, Any]) -> None:
@@ -133,6 +135,12 @@ class PublishedAdaRankGradFactory(OptimizerFactory):
     """`AdaRankGrad.published` for a Trainer (`OptimizerFactory`)."""
 
     method = "adarankgrad-published"
+
+
+class LowMemoryAdaRankGradFactory(OptimizerFactory):
+    """`AdaRankGrad.low_memory` for a Trainer (`OptimizerFactory`); projects embeddings and head."""
+
+    method = "adarankgrad-low-memory"
 
 
 class GaLoreFactory(OptimizerFactory):

@@ -18,7 +18,6 @@ from adarankgrad.memory_plan.lora import add_adapters
 from adarankgrad.memory_plan.request import LORA, QUANTIZED_ADAMW, PlanRequest
 from adarankgrad.memory_plan.trace import (
     Trace,
-    checkpoint_activations,
     fake_tensors,
     materialize,
     trace_training,
@@ -26,12 +25,18 @@ from adarankgrad.memory_plan.trace import (
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.optimizers import OPTIMIZERS, build_optimizer, group_parameters
-from adarankgrad.train.presets import build_model, first_line, plan_model
+from adarankgrad.train.presets import (
+    build_model,
+    checkpoint_activations,
+    first_line,
+    plan_model,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LORA_RANK = 16
+LOW_MEMORY = "adarankgrad-low-memory"
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -96,7 +101,8 @@ def trace_model(config: TrainConfig, *, lora_rank: int | None = None) -> TracedM
             plain = trace_training(model, config.seq_len, is_mixed=is_mixed)
             checkpointed = None
             if model.supports_gradient_checkpointing:
-                checkpoint_activations(model)
+                # Fake tensors have no random state to preserve.
+                checkpoint_activations(model, preserve_rng_state=False)
                 checkpointed = trace_training(model, config.seq_len, is_mixed=is_mixed)
         except Exception as error:  # whatever a model's own code raises on fake tensors
             raise UserError(
@@ -121,11 +127,14 @@ def methods_of(request: PlanRequest) -> list[Method]:
         Method("8-bit AdamW", (), full, quantized_adamw_costs(full.model)),
         Method(f"LoRA r={LORA_RANK}", (), adapted, adamw_costs(adapted.model, request.device)),
     ]
+    # The arguments are of the requested optimizer.
+    plain = replace(config, optimizer_args={}, max_rank=None, min_rank=None, energy=None)
     if config.optimizer != "galore":
-        # The arguments are of the requested optimizer.
-        plain = replace(config, optimizer_args={}, max_rank=None, min_rank=None, energy=None)
         methods += _of_optimizer(replace(plain, optimizer="galore"), full, request.device)
-    return methods + _of_optimizer(_subspace_config(config), full, request.device)
+    methods += _of_optimizer(_subspace_config(config), full, request.device)
+    if config.optimizer != LOW_MEMORY:
+        methods += _of_optimizer(replace(plain, optimizer=LOW_MEMORY), full, request.device)
+    return methods
 
 
 def _subspace_config(config: TrainConfig) -> TrainConfig:
@@ -148,6 +157,8 @@ def _of_optimizer(config: TrainConfig, traced: TracedModel, device: str) -> list
         return Method(name, switches, traced, costs)
 
     methods = [method()]
+    if name == LOW_MEMORY:
+        methods.append(method("accumulate_in_backward"))
     if name == "adarankgrad":
         methods.append(method("int8_state", **_SMALL_STATE))
         if optimizer.defaults["residual"] in ("none", *STATELESS_RESIDUALS):

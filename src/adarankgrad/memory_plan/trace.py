@@ -107,14 +107,6 @@ def materialize(model: PreTrainedModel) -> None:
     model.train()
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Have each block keep its inputs only, and compute the rest again in the backward pass."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None)
-    # Fake tensors have no random state to preserve.
-    arguments = {"use_reentrant": False, "preserve_rng_state": False}
-    (enable or model.gradient_checkpointing_enable)(arguments)
-
-
 @contextlib.contextmanager
 def _unpacked_sequences() -> Iterator[None]:
     """Keep transformers from building masks because it cannot see whether sequences are packed.

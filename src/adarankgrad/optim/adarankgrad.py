@@ -227,3 +227,38 @@ class AdaRankGrad(SubspaceOptimizer):
             "residual": "none",
         }
         return cls(params, lr, **{**preset, **options})
+
+    @classmethod
+    def low_memory(
+        cls,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        max_rank: int | float = 12,
+        **options: Any,
+    ) -> AdaRankGrad:
+        """Build what needs the least memory of all that we have trained (docs/plan.md).
+
+        Made for bfloat16 weights, `param_groups` with ``embeddings={}``, and
+        `accumulate_in_backward`: weights rounded at random, moments and bases in 8 bits, bases from
+        measurements, and a rank of 12 for every matrix. Beside weights and activations, a model
+        of hidden size 1024 then needs 0.15 bytes for each byte of weights.
+
+        Args:
+            params: as for the constructor.
+            lr: step size.
+            max_rank: 12 for a hidden size of 1024; 32 keeps the same share at 2048 and above.
+            options: any other option of the constructor, to override the preset, such as
+                ``weight_rounding="corrected"`` for one more byte a weight.
+
+        Raises:
+            ValueError: if an option is out of range.
+        """
+        preset = {
+            "max_rank": max_rank,
+            "basis": "sketched",
+            "state_dtype": "int8",
+            "basis_dtype": "int8",
+            "weight_rounding": "stochastic",
+        }
+        return cls(params, lr, **{**preset, **options})

@@ -34,6 +34,7 @@ def param_groups(
     weight_decay: float | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
+    embeddings: Group | None = None,
     smallest_side: int = _SMALLEST_SIDE,
     **options: Any,
 ) -> list[Group]:
@@ -54,19 +55,28 @@ def param_groups(
             are projected, whatever module they belong to, as long as they have two axes of
             ``smallest_side`` entries.
         exclude: regular expressions; matching weights are not projected.
+        embeddings: given, embeddings and the output head are projected too, in a group of their own
+            with these options beside those of the other projected groups, such as ``{"lr": 8e-3}``.
+            None leaves them to AdamW.
         smallest_side: see above; at least 2.
         options: further options of the projected groups.
 
     Returns:
-        Up to four groups of named parameters, empty ones left out: projected matrices, projected
-        stacks, plain weights, and parameters without decay.
+        Up to five groups of named parameters, empty ones left out: projected matrices, projected
+        stacks, projected embeddings, plain weights, and parameters without decay.
 
     Raises:
         ValueError: if a pattern matches no parameter, ``include`` none that can be projected, the
-            model has no trainable parameter, or ``smallest_side`` is below 2.
+            model has no trainable parameter, ``include`` comes with ``embeddings``, or
+            ``smallest_side`` is below 2.
     """
     if smallest_side < 2:
         raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
+    if include is not None and embeddings is not None:
+        raise ValueError(
+            f"include {include!r} and embeddings {embeddings!r} both say which weights are "
+            "projected; give one of them"
+        )
     # Reversed, so that a tied weight keeps its first name.
     plain_names = {id(param): name for name, _, param in reversed([*_layer_parameters(model)])}
     named = [
@@ -78,17 +88,21 @@ def param_groups(
         raise ValueError("the model has no parameter that requires a gradient; unfreeze some")
     include_names = None if include is None else matching_names(include, named, "include")
     exclude_names = matching_names(exclude, named, "exclude")
-    candidates = _candidate_names(model) if include_names is None else include_names
+    embedding_ids = {id(param) for param in _embedding_and_head_weights(model)}
+    candidates = _candidate_names(model, embedding_ids) if include_names is None else include_names
     convolutions = _names_in(model, nn.modules.conv._ConvNd)
 
     members: dict[str, list[tuple[str, Tensor]]] = {
-        kind: [] for kind in ("matrices", "stacks", "plain", "undecayed")
+        kind: [] for kind in ("matrices", "stacks", "embeddings", "plain", "undecayed")
     }
     for name, param in named:
-        is_candidate = name in candidates and name not in exclude_names and param.dim() >= 2
+        is_embedding = embeddings is not None and id(param) in embedding_ids
+        is_candidate = (is_embedding or name in candidates) and name not in exclude_names
         is_stack = param.dim() > 2 and name not in convolutions
-        if is_candidate and _short_side(param, is_stack) >= smallest_side:
-            members["stacks" if is_stack else "matrices"].append((name, param))
+        is_large = param.dim() >= 2 and _short_side(param, is_stack) >= smallest_side
+        if is_candidate and is_large:
+            kind = "embeddings" if is_embedding else "stacks" if is_stack else "matrices"
+            members[kind].append((name, param))
         elif param.dim() < 2 or _NORM_NAME.search(name):
             members["undecayed"].append((name, param))
         else:
@@ -107,6 +121,7 @@ def param_groups(
     settings: dict[str, Group] = {
         "matrices": {**projected, "stacked": False},
         "stacks": {**projected, "stacked": True},
+        "embeddings": {**projected, "stacked": False, **(embeddings or {})},
         "plain": {"project": False, **decay},
         "undecayed": {"project": False, "weight_decay": 0.0},
     }
@@ -160,9 +175,8 @@ def describe(groups: Any, *, max_rank: int | float = DEFAULT_MAX_RANK) -> str:
     )
 
 
-def _candidate_names(model: nn.Module) -> set[str]:
-    """Names of weights that are projected by default."""
-    kept_plain = {id(param) for param in _embedding_and_head_weights(model)}
+def _candidate_names(model: nn.Module, kept_plain: set[int]) -> set[str]:
+    """Names of weights that are projected by default, without those of some ids."""
     names = set()
     for name, module, param in _layer_parameters(model):
         short_name = name.rpartition(".")[2]

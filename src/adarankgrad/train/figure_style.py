@@ -23,6 +23,7 @@ from adarankgrad.train.units import format_count
 
 METHOD_COLOURS = {
     "AdaRankGrad": "#3b82f6",
+    "AdaRankGrad (low memory)": "#1d4ed8",
     "AdaRankGrad (published)": "#6f7bd9",
     "AdamW": "#ea7317",
     "GaLore": "#22a06b",

@@ -233,3 +233,23 @@ def _fit_vocabulary(
             f"the tokenizer has {len(tokenizer)} tokens, more than the model's vocabulary of "
             f"{text_config.vocab_size}: choose another tokenizer or a larger vocab_size."
         )
+
+
+def checkpoint_activations(model: PreTrainedModel, **options: Any) -> None:
+    """Have each block keep its inputs only, and compute the rest again in the backward pass.
+
+    Args:
+        model: Changed in place.
+        options: Of `torch.utils.checkpoint.checkpoint`.
+
+    Raises:
+        UserError: The model cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(model).__name__} cannot compute activations again: leave "
+            "--activation-checkpointing out."
+        )
+    # The new name, and the one of older versions of transformers.
+    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False, **options})

@@ -20,6 +20,7 @@ else:
 METHOD_NAMES = {
     "adamw": "AdamW",
     "adarankgrad": "AdaRankGrad",
+    "adarankgrad-low-memory": "AdaRankGrad (low memory)",
     "adarankgrad-published": "AdaRankGrad (published)",
     "apollo": "Apollo",
     "fira": "Fira",
