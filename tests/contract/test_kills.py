@@ -57,7 +57,8 @@ def run(path, kind=None, number=None):
     deadly = Deadly(kind, number)
     runs = {}
     for case in CASES:
-        params = make_params()
+        is_rounded = "weight_rounding" in case.options
+        params = make_params(torch.bfloat16 if is_rounded else torch.float32)
         runs[case.name] = (params, case.build(params))
     first = 0
     if path.exists():
