@@ -26,9 +26,9 @@ from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
 from .gradient_checks import (
     NamedGrad,
+    broken_step,
     check_usable,
     clip_to,
-    describe_broken,
     norms_of,
     total_norm,
 )
@@ -306,11 +306,7 @@ class SubspaceOptimizer(Optimizer):
         norm = self._last_grad_norm = total_norm(norms)
         if not math.isfinite(norm) and nonfinite != "ignore":
             if nonfinite == "raise":
-                raise FloatingPointError(
-                    f"the norm of the gradients is {norm}, from {describe_broken(grads, norms)}; "
-                    "nothing was changed. Lower lr, clip with max_grad_norm, or let nonfinite="
-                    "'skip' leave such steps out"
-                )
+                raise broken_step(grads, norms)
             for group in self.param_groups:
                 group["num_skipped_steps"] += 1
             return False
