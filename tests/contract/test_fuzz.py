@@ -48,7 +48,7 @@ OPTIONS: dict[str, list[Any]] = {
     "rank_multiple": [1, 4],
     "monotone": [False, True],
     "side": ["short", "long"],
-    "basis": ["randomized", "exact", "sketched"],
+    "basis": ["randomized", "exact", "sketched", "none"],
     "oversampling": [0, 2, 0.5],
     "power_iterations": [0, 1, 2],
     "warm_start": [False, True],
@@ -241,6 +241,8 @@ def test_whatever_is_accepted_trains_and_resumes(optimizer, first, events):
     with warnings.catch_warnings():
         # Of complex matrices and of vectors in the shape of one, which AdamW trains.
         warnings.filterwarnings("ignore", message=".*it is trained by plain AdamW")
+        warnings.filterwarnings("ignore", message=".*is complex; its moments are kept in")
+        warnings.filterwarnings("ignore", message="weight_rounding=.* has no effect")
         try:
             training = Training(case, options, first)
         except ValueError as error:  # a clear refusal names an option

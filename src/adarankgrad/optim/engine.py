@@ -39,7 +39,7 @@ from .plain_step import step_plain
 from .projected_grad import ProjectedGrad
 from .report import OptimizerReport, build_report, named_parameters
 from .saved_state import check_saved_groups, check_state_fits, copied_to
-from .weight_rounding import check_can_be_rounded, master_weights
+from .weight_rounding import check_can_be_rounded, master_weights, warn_if_nothing_is_rounded
 
 Group = dict[str, Any]
 
@@ -315,6 +315,8 @@ class SubspaceOptimizer(Optimizer):
         return True
 
     def _step_all(self) -> None:
+        if not self.state:
+            warn_if_nothing_is_rounded(self.param_groups)
         plain: list[tuple[Group, list[tuple[str, Tensor]]]] = []
         positions = itertools.count()
         budget = functools.cache(self._divide_budget)
