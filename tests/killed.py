@@ -84,7 +84,7 @@ def kill_again_and_again(
     Args:
         training: a function of a test module.
         whole: the output that is left alone.
-        parts: the other one. Once a kill comes by the clock in addition, wherever that is.
+        parts: the other one. One kill more comes by the clock, wherever that is.
         arguments: of the training, after the output.
         num_kills: at most the number of steps and one; each is in another step, so that a training
             that goes on from the checkpoint before still comes to it.
@@ -95,9 +95,10 @@ def kill_again_and_again(
     steps = sorted(draws.sample(sorted(counts), num_kills))
     hurried = draws.choice(steps)
     for step in steps:
-        moment = step, draws.randint(1, counts[step])
-        time_left = draws.uniform(0.0, _LONGEST_S) if step == hurried else None
-        _kill_at(moment, time_left, training, parts, *arguments)
+        if step == hurried:
+            time_s = draws.uniform(0.0, _LONGEST_S)
+            _kill_at((step, 1), training, parts, *arguments, time_s=time_s)
+        _kill_at((step, draws.randint(1, counts[step])), training, parts, *arguments)
     _finish(training, parts, *arguments)
 
 
@@ -140,16 +141,15 @@ def _finish(training: Training, *arguments: Any) -> dict[int, int]:
     return counts
 
 
-def _kill_at(moment: Moment, time_left: float | None, training: Training, *arguments: Any) -> None:
-    """Train until a moment, again if it did not come in time."""
+def _kill_at(
+    moment: Moment, training: Training, *arguments: Any, time_s: float | None = None
+) -> None:
+    """Train until a moment, or until a time if that is earlier."""
     process = start(_train, training, arguments, moment)
-    process.join(time_left)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        _kill_at(moment, None, training, *arguments)
-    else:
-        assert was_killed(process), f"{moment} never came"
+    process.join(time_s)
+    process.kill()
+    process.join()
+    assert was_killed(process), f"{moment} never came"
 
 
 def _train(
