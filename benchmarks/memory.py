@@ -91,6 +91,12 @@ class Method:
     include: str | None = None
 
 
+def _all_matrices(**state: str) -> Method:
+    """Project embeddings and head too, at a low rank and in the backward pass."""
+    arguments = {**IN_BACKWARD, **state}
+    return Method("adarankgrad", arguments, accumulates=True, max_rank=16, include="weight")
+
+
 METHODS = {
     "adamw": Method("adamw", {}),
     "galore": Method("galore", {"refresh_every": 2}),
@@ -101,23 +107,11 @@ METHODS = {
     "adarankgrad, in backward": Method(
         "adarankgrad", {**EVERY_OTHER_STEP, "basis": "sketched"}, accumulates=True
     ),
-    "adarankgrad, in backward, all matrices at rank 16": Method(
-        "adarankgrad", IN_BACKWARD, accumulates=True, max_rank=16, include="weight"
+    "adarankgrad, in backward, all matrices at rank 16": _all_matrices(),
+    "the same in 8 bits, rounded at random": _all_matrices(
+        **EIGHT_BITS, weight_rounding="stochastic"
     ),
-    "the same in 8 bits, rounded at random": Method(
-        "adarankgrad",
-        {**IN_BACKWARD, **EIGHT_BITS, "weight_rounding": "stochastic"},
-        accumulates=True,
-        max_rank=16,
-        include="weight",
-    ),
-    "the same in 8 bits, corrected": Method(
-        "adarankgrad",
-        {**IN_BACKWARD, **EIGHT_BITS, "weight_rounding": "corrected"},
-        accumulates=True,
-        max_rank=16,
-        include="weight",
-    ),
+    "the same in 8 bits, corrected": _all_matrices(**EIGHT_BITS, weight_rounding="corrected"),
 }
 
 
@@ -172,6 +166,8 @@ def _rows_of(
         rows = []
         for name in methods:
             method = METHODS[name]
+            if "weight_rounding" in method.arguments and precision == "float32":
+                continue  # nothing is rounded there
             asked = replace(config, optimizer=method.optimizer, optimizer_args=method.arguments)
             if method.optimizer == "adarankgrad":
                 asked = replace(asked, energy=1.0, max_rank=method.max_rank)

@@ -107,6 +107,25 @@ def test_a_model_of_eight_billion_weights_is_predicted_without_them(tmp_path):
     assert 32 * 2048 * 4096 * 2 < checkpointed < predicted.activations
 
 
+def test_seven_billion_weights_are_planned_by_the_command(capfd):
+    """About eight seconds of a CPU: two passes of the model, and two with adapters."""
+    flags = ("--model", "7b", "--batch", "1", "--seq", "2048", "--precision", "bfloat16")
+    result, _ = plan(capfd, *flags, "--gpu", "80GiB")
+    # 2·32000·4096 + 32·(4·4096² + 3·4096·11008 + 2·4096) + 4096.
+    num_weights = 6_738_415_616
+    assert result["num_weights"] == num_weights
+    rows = {(row["method"], *row["switches"]): row for row in result["rows"]}
+    plain, checkpointed = rows["AdamW",], rows["AdamW", "activation_checkpointing"]
+    assert plain["state_bytes"] == 2 * plain["gradients_bytes"] == 4 * num_weights
+    # Beside the weights only the 64 frequencies of the rotary embedding, twice.
+    assert plain["weights_bytes"] == 2 * num_weights + 2 * 64 * 2
+    # The residual stream at 32 checkpoints.
+    least = 32 * 2048 * 4096 * 2
+    assert least < checkpointed["activations_bytes"] < plain["activations_bytes"]
+    assert checkpointed["fits"]
+    assert rows["adarankgrad", "int8_state"]["state_bytes"] < rows["adarankgrad",]["state_bytes"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -180,3 +180,13 @@ def test_the_description_names_the_budget():
 def test_nothing_is_bound_when_the_budget_is_checked():
     weight = nn.Parameter(torch.ones(8, 8))
     assert not AdaRankGrad([weight], memory_budget=0.5).state
+
+
+@pytest.mark.parametrize("bases", [("none", "none"), ("none", "randomized")], ids=str)
+def test_weights_without_a_basis_take_nothing_of_the_budget(bases):
+    weights = [nn.Parameter(torch.randn(24, 16)) for _ in bases]
+    groups = [{"params": [w], "basis": basis} for w, basis in zip(weights, bases, strict=True)]
+    optimizer = AdaRankGrad(groups, **OPTIONS, memory_budget=2000)
+    for report in train(optimizer, weights, [3, 3], 2):
+        assert report.layers[0].state_bytes == 0
+        assert report.projected_state_bytes == report.layers[-1].state_bytes <= 2000

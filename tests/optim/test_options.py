@@ -76,6 +76,13 @@ def test_a_carry_of_variances_needs_an_update_that_keeps_them():
         AdaRankGrad([weight()], carry="ldadam", update="orthogonalized")
 
 
+def test_a_form_of_the_basis_needs_a_basis():
+    with pytest.raises(ValueError, match=r"basis_dtype='int8'.*basis='none' keeps none"):
+        AdaRankGrad([weight()], basis="none", basis_dtype="int8")
+    with pytest.raises(ValueError, match="leave basis_dtype out"):
+        AdaRankGrad([{"params": [weight()], "basis": "none"}], basis_dtype="bfloat16")
+
+
 def test_an_unknown_group_option_raises_and_the_known_ones_are_listed():
     with pytest.raises(ValueError, match=r"unknown option rnak in a parameter group.*max_rank"):
         AdaRankGrad([{"params": [weight()], "rnak": 4}])

@@ -284,3 +284,15 @@ def test_a_positive_second_moment_stays_positive_in_bfloat16():
     assert (round_stochastically(tiny, generator) == 0).any()
     held = stored(tiny, "exp_avg_sq", "bfloat16", torch.Generator().manual_seed(0))
     assert (held["exp_avg_sq"] > 0).all()
+
+
+def test_complex_weights_keep_their_moments_with_a_warning():
+    param = torch.nn.Parameter(torch.ones(8, dtype=torch.complex64))
+    optimizer = AdaRankGrad([("phase", param)], state_dtype="int8")
+    message = r"phase \(8,\) is complex; its moments are kept in torch.complex64"
+    with pytest.warns(UserWarning, match=message) as caught:
+        for _ in range(2):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+    assert len(caught) == 1
+    assert optimizer.state[param]["exp_avg"].dtype is torch.complex64

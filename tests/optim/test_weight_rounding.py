@@ -167,6 +167,7 @@ def test_parts_do_not_change_a_corrected_weight(monkeypatch, kind):
     torch.testing.assert_close(*results, rtol=0, atol=5 * (2**-22 + 2**-15))
 
 
+@pytest.mark.filterwarnings("ignore:weight_rounding=.* has no effect")
 @pytest.mark.parametrize("rounding", WEIGHT_ROUNDINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wider_weights_are_trained_as_ever(dtype, rounding):
@@ -179,6 +180,30 @@ def test_wider_weights_are_trained_as_ever(dtype, rounding):
         assert "correction" not in optimizer.state[param]
         results.append(param.detach())
     assert torch.equal(*results)
+
+
+def stepped(*weights, rounding):
+    """Step twice, as only the first step should warn."""
+    optimizer = AdaRankGrad(list(weights), weight_rounding=rounding)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "corrected"])
+def test_rounding_without_any_weight_to_round_is_warned_of_once(rounding):
+    matrix, vector = (nn.Parameter(torch.ones(shape)) for shape in ((12, 8), (8,)))
+    message = f"weight_rounding='{rounding}' has no effect.*these are torch.float32; train in"
+    with pytest.warns(UserWarning, match=message) as caught:
+        stepped(matrix, vector, rounding=rounding)
+    assert len(caught) == 1
+
+
+def test_one_wider_weight_beside_others_is_not_warned_of():
+    norm = nn.Parameter(torch.ones(8))
+    stepped(norm, nn.Parameter(torch.ones(12, 8, dtype=torch.bfloat16)), rounding="stochastic")
+    stepped(norm, rounding="nearest")
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "corrected"])

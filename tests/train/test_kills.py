@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import shutil
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,84 +12,46 @@ import killed
 from adarankgrad.train import TrainConfig, train
 from adarankgrad.train.files import find_fault, restore_replaced, staged_folder
 from adarankgrad.train.folder import is_run
+from state_forms import STATE_FORMS
 
-NUM_KILLS = 6
-LONGEST_S = 2.0
-
-METHODS = {
-    "adarankgrad": {"optimizer_args": {"refresh_max_gap": 3}},
-    "sketched in eight bits": {
-        "optimizer_args": {
-            "refresh_max_gap": 3,
-            "basis": "sketched",
-            "state_dtype": "int8",
-            "basis_dtype": "int8",
-            "weight_rounding": "stochastic",
-        },
-        "precision": "bfloat16",
-        "gradient_accumulation": 2,
-    },
-}
+NUM_KILLS = 5  # in each form of state, of nine steps with the start
 
 
-@pytest.fixture
-def run_settings(settings, request):
-    def build(output):
-        changes = {"optimizer": "adarankgrad", "max_rank": 8, "steps": 8}
-        changes |= {"save_every": 2, "log_every": 1}
-        return settings(output, **changes, **METHODS[request.param])
+def settings_of(form):
+    changes = {
+        "optimizer": "adarankgrad",
+        "max_rank": 8,
+        "steps": 8,
+        "save_every": 2,
+        "log_every": 1,
+        "precision": str(form.dtype).removeprefix("torch."),
+        "optimizer_args": {"refresh_max_gap": 3, **form.options},
+    }
+    if form.accumulates_in_backward:
+        changes |= {"accumulate_in_backward": True, "gradient_accumulation": 2}
+    return changes
 
-    return build
 
-
-def resume(settings, counted=".", log=None, last_operation=None):
-    """Train to the end, or until just before a file operation below a part of the run folder."""
+def resume(settings, events):
     from adarankgrad.train import plots, report
 
     plots.write_plots = report.write_report = lambda run_dir: None
-    run_dir, numbers = Path(settings["output"]), [0]
-
-    def note(number):
-        numbers.append(number)
-        if number == last_operation:
-            killed.die()
-
-    killed.file_operations(run_dir / counted, note)
+    run_dir = Path(settings["output"])
+    events.follow_trainer(run_dir)
     train(TrainConfig.from_settings(settings), resume=is_run(run_dir))
-    if log is not None:
-        log.write_text(str(numbers[-1]))
 
 
-@pytest.mark.parametrize("run_settings", METHODS, indirect=True)
-def test_a_run_killed_again_and_again_ends_like_one_left_alone(run_settings, tmp_path):
-    whole, parts = run_settings("whole"), run_settings("parts")
-    killed.finish(resume, whole, "checkpoints", tmp_path / "log")
-    num_operations = int((tmp_path / "log").read_text())
-    moments = random.Random(4)
-
-    num_kills = 0
-    while num_kills < NUM_KILLS:
-        # Every third anywhere, the creation of the run folder included; most inside a checkpoint.
-        counted = "." if num_kills % 3 == 0 else "checkpoints"
-        process = killed.start(resume, parts, counted, None, moments.randrange(1, num_operations))
-        process.join()
-        if killed.was_killed(process):
-            num_kills += 1
-        else:
-            assert_same_run(whole["output"], parts["output"])
-            shutil.rmtree(parts["output"])
-    for _ in range(2):  # in the middle of writes as well; wherever it is, if anywhere
-        process = killed.start(resume, parts)
-        process.join(moments.uniform(0.0, LONGEST_S))
-        process.kill()
-        process.join()
-        killed.was_killed(process)
-    killed.finish(resume, parts)
+@pytest.mark.parametrize("name", STATE_FORMS)
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(name, settings):
+    changes = settings_of(STATE_FORMS[name])
+    whole, parts = settings("whole", **changes), settings("parts", **changes)
+    killed.kill_again_and_again(resume, whole, parts, num_kills=NUM_KILLS, seed=name)
     assert_same_run(whole["output"], parts["output"])
 
 
 def replace_folder(target, last_operation):
-    killed.file_operations(target.parent, lambda n: n == last_operation and killed.die())
+    numbers = itertools.count(1)
+    killed.file_operations(target.parent, lambda: next(numbers) == last_operation and killed.die())
     with staged_folder(target) as staging:
         (staging / "content").write_text("new")
 

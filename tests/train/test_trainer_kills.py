@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,32 +10,29 @@ import torch
 from safetensors.torch import load_file
 
 import killed
-from adarankgrad.integrations.transformers import SealCheckpoints, newest_sealed
+from adarankgrad.integrations.transformers import (
+    AccumulateInBackward,
+    SealCheckpoints,
+    newest_sealed,
+)
 from same_values import assert_same_values
+from state_forms import STATE_FORMS
 
-NUM_KILLS = 5
+NUM_KILLS = 5  # in each form of state, of nine steps with the start
 STEPS = 8
-# Weights, moments and bases in fewer bits, with what makes weights exact again.
-SMALL = {"state_dtype": "int8", "basis_dtype": "bfloat16", "weight_rounding": "corrected"}
 
 
-def train(config_path, output_dir, log=None, last_operation=None):
-    """Fine-tune as a user's script does, on until the end or a file operation."""
+def train(output_dir, config_path, form, events):
+    """Fine-tune as a user's script does."""
     from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
     from adarankgrad import AdaRankGrad, param_groups
 
-    numbers = [0]
-
-    def note(number):
-        numbers.append(number)
-        if number == last_operation:
-            killed.die()
-
-    killed.file_operations(output_dir, note)
+    events.follow_trainer(output_dir)
     set_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config_path))
-    model.to(torch.bfloat16)
+    model.to(form.dtype)
+    options = {"refresh_max_gap": 3, **form.options}
     blocks = torch.randint(0, 300, (64, 16), generator=torch.Generator().manual_seed(1))
     trainer = Trainer(
         model,
@@ -44,6 +40,7 @@ def train(config_path, output_dir, log=None, last_operation=None):
             output_dir=str(output_dir),
             max_steps=STEPS,
             per_device_train_batch_size=2,
+            gradient_accumulation_steps=2 if form.accumulates_in_backward else 1,
             save_steps=2,
             save_total_limit=2,
             logging_steps=1,
@@ -52,12 +49,12 @@ def train(config_path, output_dir, log=None, last_operation=None):
             disable_tqdm=True,
         ),
         train_dataset=[{"input_ids": block, "labels": block} for block in blocks],
-        optimizers=(AdaRankGrad(param_groups(model, max_rank=8), refresh_max_gap=3, **SMALL), None),
+        optimizers=(AdaRankGrad(param_groups(model, max_rank=8), **options), None),
         callbacks=[SealCheckpoints()],
     )
+    if form.accumulates_in_backward:
+        trainer.add_callback(AccumulateInBackward())
     trainer.train(resume_from_checkpoint=newest_sealed(output_dir))
-    if log is not None:
-        log.write_text(str(numbers[-1]))
 
 
 def result(output_dir):
@@ -71,19 +68,12 @@ def result(output_dir):
     }
 
 
-def test_a_trainer_killed_again_and_again_ends_like_one_left_alone(inputs, tmp_path):
-    config = inputs / "tiny" / "config.json"
-    killed.finish(train, config, tmp_path / "whole", tmp_path / "log")
-    num_operations = int((tmp_path / "log").read_text())
-    moments = random.Random(4)
-    num_kills = 0
-    while num_kills < NUM_KILLS:
-        moment = moments.randrange(1, num_operations // 2)
-        process = killed.start(train, config, tmp_path / "parts", None, moment)
-        process.join()
-        num_kills += killed.was_killed(process)
-    killed.finish(train, config, tmp_path / "parts")
-    assert_same_values(result(tmp_path / "whole"), result(tmp_path / "parts"))
+@pytest.mark.parametrize("name", STATE_FORMS)
+def test_a_trainer_killed_again_and_again_ends_like_one_left_alone(name, inputs, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = inputs / "tiny" / "config.json", STATE_FORMS[name]
+    killed.kill_again_and_again(train, whole, parts, *arguments, num_kills=NUM_KILLS, seed=name)
+    assert_same_values(result(whole), result(parts))
 
 
 def write_checkpoint(output_dir: Path, step: int, *, is_sealed: bool = True) -> Path:

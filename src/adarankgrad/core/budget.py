@@ -71,4 +71,4 @@ def gains_of(energies: Tensor, total: float, num_weights: int) -> Tensor:
 def gains_before_any_gradient(ceiling: int, num_weights: int) -> Tensor:
     """The same for a matrix that has shown no gradient: falling as 1/i, and summing to its size."""
     falling = 1.0 / torch.arange(1, ceiling + 1, dtype=torch.float64)
-    return falling * (num_weights / float(falling.sum()))
+    return falling * (num_weights / falling.sum())

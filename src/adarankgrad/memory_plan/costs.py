@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarankgrad.core.memory import adam_state_bytes, quantized_adam_state_bytes
-from adarankgrad.memory_plan.projected import ProjectedCost, projected_costs, rounding_bytes
+from adarankgrad.memory_plan.projected import (
+    STORING_BYTES,
+    ProjectedCost,
+    projected_costs,
+    rounding_bytes,
+)
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.options import correction_bytes, plain_bytes
 from adarankgrad.optim.plain_step import is_chunked
 from adarankgrad.optim.report import named_parameters
-from adarankgrad.optim.weight_rounding import CHUNK, is_rounded
+from adarankgrad.optim.weight_rounding import CHUNK
 
 Group = dict[str, Any]
 
@@ -122,14 +127,21 @@ def _plain_groups(
 
 def _plain_workspace(weights: Sequence[Tensor], options: Group, device: str) -> int:
     """AdamW's, and what a chunk of weights needs where arithmetic is wider than what is kept."""
-    chunked = [weight for weight in weights if is_chunked(weight, options)]
     at_once = [weight for weight in weights if not is_chunked(weight, options)]
-    workspaces = [_adamw_workspace(at_once, device)]
-    for weight in chunked:
-        # Gradient, moments and their root in float32, and what the weight is rounded through.
-        rounding = rounding_bytes(weight.numel()) if is_rounded(weight, options) else 0
-        workspaces.append(5 * 4 * min(CHUNK, weight.numel()) + rounding)
-    return max(workspaces)
+    chunked = [_chunk_bytes(weight, options) for weight in weights if is_chunked(weight, options)]
+    return max([_adamw_workspace(at_once, device), *chunked])
+
+
+def _chunk_bytes(weight: Tensor, options: Group) -> int:
+    """What a chunk of one weight is read into, stepped and put back through."""
+    form = options["state_dtype"]
+    values = 4 if weight.element_size() < 4 else 0  # and as much for the gradient
+    moments = 0 if form == "float32" else 2 * 4
+    roots = 2 * 4
+    stepping = 2 * values + moments + roots
+    storing = values + moments + STORING_BYTES[form]
+    size = min(CHUNK, weight.numel())
+    return max(size * max(stepping, storing), rounding_bytes(size, weight.dtype, options))
 
 
 def _adamw_workspace(weights: Sequence[Tensor], device: str) -> int:

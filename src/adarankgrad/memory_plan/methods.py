@@ -42,7 +42,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "mixed-bfloat16": torch.float32,
 }
-_SMALL_STATE = {"state_dtype": "int8", "basis_dtype": "int8"}
 
 
 @dataclass(frozen=True)
@@ -160,9 +159,13 @@ def _of_optimizer(config: TrainConfig, traced: TracedModel, device: str) -> list
     if name == LOW_MEMORY:
         methods.append(method("accumulate_in_backward"))
     if name == "adarankgrad":
-        methods.append(method("int8_state", **_SMALL_STATE))
+        methods.append(method("int8_state", **_small_state(optimizer.defaults["basis"])))
         if optimizer.defaults["residual"] in ("none", *STATELESS_RESIDUALS):
             methods.append(method("accumulate_in_backward", basis="sketched"))
-            changes = {"basis": "sketched", **_SMALL_STATE}
+            changes = {"basis": "sketched", **_small_state("sketched")}
             methods.append(method("accumulate_in_backward", "int8_state", **changes))
     return methods
+
+
+def _small_state(basis: str) -> dict[str, Any]:
+    return {"state_dtype": "int8", "basis_dtype": "float32" if basis == "none" else "int8"}

@@ -31,6 +31,12 @@ from adarankgrad.optim.weight_rounding import CHUNK
 
 Options = dict[str, Any]
 
+STORING_BYTES = {"float32": 0, "bfloat16": 9, "int8": 21}
+"""Temporaries and result for a value that is put back into its form after a step."""
+
+_ROUNDING_BYTES = {"nearest": 0, "stochastic": 10, "corrected": 17}
+"""The most for a bfloat16 weight that is read into float32 and written back (`core.rounding`)."""
+
 
 @dataclass(frozen=True)
 class ProjectedCost:
@@ -142,9 +148,8 @@ class _Workspace:
     def of_step(self) -> int:
         """A step from a dense gradient: coordinates, direction, and the residual's temporaries."""
         coords = self._elements(self.rank * self.layout.num_cols)
-        kept_apart = self._dequantized() + self._rounded()
-        plain = 2 * coords + self._residual() + kept_apart
-        return max(plain, self._refresh() + self._dequantized())
+        plain = 2 * coords + self._residual() + self._rounded()
+        return self._dequantized() + max(plain, self._refresh(), self._stored())
 
     def of_projected_step(self) -> int:
         """A step from measurements, whose residual has had its step before."""
@@ -196,11 +201,15 @@ class _Workspace:
         moments = num_moments(self.options) * n * is_small
         return self._elements(r * (moments + m * is_small_basis))
 
+    def _stored(self) -> int:
+        """What one moment is put back through."""
+        num_values = self.layout.num_matrices * self.rank * self.layout.num_cols
+        return num_values * STORING_BYTES[self.options["state_dtype"]]
+
     def _rounded(self) -> int:
-        """What a weight is rounded through, so many entries at a time."""
-        is_rounded = self.options["weight_rounding"] != "nearest" and self.dtype.itemsize < 4
+        """What the weight is rounded through."""
         size = self.layout.num_matrices * self.layout.num_rows * self.layout.num_cols
-        return rounding_bytes(size) if is_rounded else 0
+        return rounding_bytes(size, self.dtype, self.options)
 
     def _sizes(self) -> tuple[int, int, int, int, int]:
         layout = self.layout
@@ -211,9 +220,10 @@ class _Workspace:
         return int(self.layout.num_matrices * num_elements * width)
 
 
-def rounding_bytes(num_weights: int) -> int:
-    """Float32 values of one chunk of a weight, and three temporaries to round them."""
-    return 4 * 4 * min(CHUNK, num_weights)
+def rounding_bytes(num_weights: int, dtype: torch.dtype, options: Options) -> int:
+    """Float32 values of one chunk of a weight, and temporaries to read and to round them."""
+    is_rounded = dtype is torch.bfloat16
+    return _ROUNDING_BYTES[options["weight_rounding"]] * min(CHUNK, num_weights) * is_rounded
 
 
 @functools.cache

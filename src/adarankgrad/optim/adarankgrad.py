@@ -95,12 +95,14 @@ class AdaRankGrad(SubspaceOptimizer):
         state_dtype: what moments are kept in between steps, projected and plain: ``float32``
             (of plain weights, the weight's dtype, as torch does), ``bfloat16``, or ``int8`` with a
             scale for every 256. The compact forms are rounded at random, so that averages that
-            move slowly still move (`core.quantize`).
-        basis_dtype: the same for the basis, rounded to the nearest.
+            move slowly still move (`core.quantize`). Complex weights keep theirs, with a warning.
+        basis_dtype: the same for the basis, rounded to the nearest; float32 where ``basis`` is
+            ``none``.
         weight_rounding: of bfloat16 weights, which lose updates below 1/512 of a weight:
             ``nearest``; ``stochastic``, right on average; or ``corrected``, with 8 more bits for
             each in the state (`master_weights`). The last two step in float32. No effect on
-            float32 and float64 weights; float16 ones are refused.
+            float32 and float64 weights, which is warned of where there are no others; float16 ones
+            are refused.
         memory_budget: bytes of bases and moments of all projected weights together, never exceeded:
             an int or text such as ``"512MiB"``, or a float as a share of AdamW's. Ranks are
             allotted by captured energy per byte and anew at refreshes, below each weight's

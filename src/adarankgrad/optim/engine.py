@@ -26,9 +26,9 @@ from .basis_refresh import Turn
 from .budget import RankBudget, budget_bytes, claimant_of
 from .gradient_checks import (
     NamedGrad,
+    broken_step,
     check_usable,
     clip_to,
-    describe_broken,
     norms_of,
     total_norm,
 )
@@ -39,7 +39,7 @@ from .plain_step import step_plain
 from .projected_grad import ProjectedGrad
 from .report import OptimizerReport, build_report, named_parameters
 from .saved_state import check_saved_groups, check_state_fits, copied_to
-from .weight_rounding import check_can_be_rounded, master_weights
+from .weight_rounding import check_can_be_rounded, master_weights, warn_if_nothing_is_rounded
 
 Group = dict[str, Any]
 
@@ -306,11 +306,7 @@ class SubspaceOptimizer(Optimizer):
         norm = self._last_grad_norm = total_norm(norms)
         if not math.isfinite(norm) and nonfinite != "ignore":
             if nonfinite == "raise":
-                raise FloatingPointError(
-                    f"the norm of the gradients is {norm}, from {describe_broken(grads, norms)}; "
-                    "nothing was changed. Lower lr, clip with max_grad_norm, or let nonfinite="
-                    "'skip' leave such steps out"
-                )
+                raise broken_step(grads, norms)
             for group in self.param_groups:
                 group["num_skipped_steps"] += 1
             return False
@@ -319,6 +315,8 @@ class SubspaceOptimizer(Optimizer):
         return True
 
     def _step_all(self) -> None:
+        if not self.state:
+            warn_if_nothing_is_rounded(self.param_groups)
         plain: list[tuple[Group, list[tuple[str, Tensor]]]] = []
         positions = itertools.count()
         budget = functools.cache(self._divide_budget)

@@ -82,8 +82,28 @@ def clip_to(grads: Sequence[NamedGrad], norm: float, max_norm: float) -> None:
             grad.mul_(factor)
 
 
-def describe_broken(grads: Sequence[NamedGrad], norms: Sequence[Tensor]) -> str:
-    """Name up to three gradients whose norms are not finite; all together where each one is."""
+def broken_step(grads: Sequence[NamedGrad], norms: Sequence[Tensor]) -> FloatingPointError:
+    """The error of a step that is refused, since the norm of its gradients is not finite.
+
+    Args:
+        grads: all gradients.
+        norms: theirs, from `norms_of`.
+    """
+    steps_outside = any(
+        isinstance(grad, ProjectedGrad) and grad.on_dense is not None for _, grad in grads
+    )
+    untouched = "nothing was changed"
+    if steps_outside:
+        untouched += " by the step; residual steps taken in the backward pass are not undone"
+    return FloatingPointError(
+        f"the norm of the gradients is {total_norm(norms)}, from {_names_of_broken(grads, norms)}; "
+        f"{untouched}. Lower lr, clip with max_grad_norm, or let nonfinite='skip' leave such steps "
+        "out"
+    )
+
+
+def _names_of_broken(grads: Sequence[NamedGrad], norms: Sequence[Tensor]) -> str:
+    """Up to three gradients whose norms are not finite; all together where each one is."""
     names = [g.name for g, norm in zip(grads, norms, strict=True) if not math.isfinite(norm)]
     if not names:
         return "all of them together"

@@ -78,7 +78,8 @@ def step_outside(
     """Update the weight in place by the residual of one micro-batch, within the backward pass.
 
     Only rules without state that do not depend on the gradient's size (`STATELESS_RESIDUALS`). A
-    residual that is not finite takes no step.
+    residual that is not finite takes no step, whatever ``nonfinite`` says: a loss scaler may yet
+    skip the optimizer's step. Where that step is taken, what is broken comes in by its coordinates.
 
     Args:
         weight: modified in place.
@@ -102,7 +103,8 @@ def step_outside(
     )
     # Divided by the decay, which the step applies afterwards.
     size = lr * options["residual_scale"] * share / decay
-    residual.nan_to_num_(0.0, 0.0, 0.0)
+    is_finite = residual.sum(dtype=basis.dtype).isfinite()  # on the device: no synchronisation
+    residual.nan_to_num_(0.0, 0.0, 0.0).mul_(is_finite)
 
     def change(matrix: Tensor, rows: slice) -> None:
         matrix.sub_(residual[..., rows, :], alpha=size)

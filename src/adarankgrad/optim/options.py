@@ -140,6 +140,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_choice("adam_convention", options["adam_convention"], ADAM_CONVENTIONS)
     for name in ("state_dtype", "basis_dtype"):
         check_choice(name, options[name], STATE_DTYPES)
+    if options["basis"] == "none" and options["basis_dtype"] != "float32":
+        raise ValueError(
+            f"basis_dtype={options['basis_dtype']!r} is the form of a basis, and basis='none' "
+            "keeps none; leave basis_dtype out"
+        )
     check_choice("weight_rounding", options["weight_rounding"], WEIGHT_ROUNDINGS)
 
 

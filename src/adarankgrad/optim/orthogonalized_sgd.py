@@ -30,7 +30,8 @@ class OrthogonalizedSGD(SubspaceOptimizer):
         project: False trains the group by AdamW.
         stacked: the group's weights stack matrices along their first axis.
         scale: factor on the step, at least 0.
-        state_dtype: ``float32``, ``bfloat16`` or ``int8``, the form of the moments (`AdaRankGrad`).
+        state_dtype: ``float32``, ``bfloat16`` or ``int8``, the form of AdamW's moments
+            (`AdaRankGrad`); matrices have none, so it changes nothing where all are projected.
         weight_rounding: of bfloat16 weights: ``nearest``, ``stochastic``, ``corrected`` (likewise).
         max_grad_norm: clip all gradients together to this norm at every step, at least 0, or None.
         nonfinite: when that norm is not finite, ``skip`` the step and count it (`report`),

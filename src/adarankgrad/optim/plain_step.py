@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ def step_plain(group: Group, named_params: list[tuple[str, Tensor]], states: lis
     listed: list[int] = []
     for index, ((name, param), state) in enumerate(zip(named_params, states, strict=True)):
         if not state:
+            _warn_of_another_form(name, param, group)
             state.update(_new_state(param, group))
         if is_chunked(param, group):
             _step_in_chunks(group, name, param, state)
@@ -74,6 +76,15 @@ def _form(param: Tensor, group: Group) -> str:
 def is_chunked(param: Tensor, group: Group) -> bool:
     """Whether arithmetic is wider than what is kept, and so done for some weights at a time."""
     return _form(param, group) != "float32" or _is_wide(param, group)
+
+
+def _warn_of_another_form(name: str, param: Tensor, group: Group) -> None:
+    if _form(param, group) != group["state_dtype"]:
+        warnings.warn(
+            f"{name} {tuple(param.shape)} is complex; its moments are kept in {param.dtype}, not "
+            f"as state_dtype={group['state_dtype']!r} says",
+            stacklevel=5,
+        )
 
 
 def _is_wide(param: Tensor, group: Group) -> bool:

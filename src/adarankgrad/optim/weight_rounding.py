@@ -6,7 +6,8 @@ entries at a time, so that no full-size float32 copy of a large matrix exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -42,6 +43,22 @@ def check_can_be_rounded(weight: Tensor, options: Options) -> None:
             f"weight_rounding={rounding!r} is for bfloat16 weights, and one of shape "
             f"{tuple(weight.shape)} is float16; use bfloat16 or float32 weights, or "
             "weight_rounding='nearest'"
+        )
+
+
+def warn_if_nothing_is_rounded(groups: Iterable[Options]) -> None:
+    """Warn if groups ask for another rounding than the nearest, but hold no bfloat16 weight.
+
+    One float32 weight among others is trained as it always is; it needs no warning.
+    """
+    asking = [group for group in groups if group["weight_rounding"] != "nearest"]
+    weights = [(weight, group) for group in asking for weight in group["params"]]
+    if weights and not any(is_rounded(weight, group) for weight, group in weights):
+        dtypes = sorted({str(weight.dtype) for weight, _ in weights})
+        warnings.warn(
+            f"weight_rounding={asking[0]['weight_rounding']!r} has no effect: it is for bfloat16 "
+            f"weights, and these are {', '.join(dtypes)}; train in bfloat16, or leave it out",
+            stacklevel=4,
         )
 
 
