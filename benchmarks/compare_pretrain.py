@@ -22,8 +22,8 @@ from typing import Any
 from adarankgrad.compare.figures import TradeOff, trade_off_figure
 from adarankgrad.compare.plan import PLAN_NAME, make_plan
 from adarankgrad.compare.run import compare
-from adarankgrad.train.config import read_toml_table
 from adarankgrad.train.figure_style import caption_from, distinct_colours, to_png
+from adarankgrad.train.values import read_toml_table
 from harness import RESULTS, finish, median, print_table, spread
 
 HERE = Path(__file__).parent

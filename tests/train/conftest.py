@@ -10,8 +10,8 @@ import pytest
 
 from adarankgrad.train import Interrupted, TrainConfig, train
 from adarankgrad.train.child import ChildPool
-from adarankgrad.train.config import parse_arguments
 from adarankgrad.train.errors import DivergedError
+from adarankgrad.train.values import parse_arguments
 
 WORDS = "the sea was calm and a whale rose near our ship while men ran to boats with ropes".split()
 

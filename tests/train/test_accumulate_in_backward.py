@@ -6,8 +6,8 @@ import pytest
 
 from adarankgrad.cli import main
 from adarankgrad.train import TrainConfig, UserError, train
-from adarankgrad.train.config import read_toml
 from adarankgrad.train.optimizers import projected_parameters
+from adarankgrad.train.run_config import read_toml
 from adarankgrad.train.trainer import Flow
 
 RANK, OVERSAMPLING, PROBES = 6, 8, 8
@@ -78,7 +78,8 @@ def test_a_switch_turns_off_what_a_file_turned_on(settings, tmp_path):
     with pytest.raises(SystemExit) as end:
         main.main(["train", "--config", str(path), "--no-accumulate-in-backward"])
     assert not end.value.code
-    assert read_toml(tmp_path / "file" / "config.toml")["accumulate_in_backward"] is False
+    settings = read_toml(tmp_path / "file" / "config.toml", TrainConfig)
+    assert settings["accumulate_in_backward"] is False
 
 
 def test_a_run_from_before_there_was_the_setting_resumes(settings, tmp_path):

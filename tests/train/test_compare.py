@@ -184,7 +184,7 @@ def test_the_flags_of_a_run_make_the_same_settings_again(shared, tmp_path):
         name.removeprefix("--").replace("-", "_"): text
         for name, text in zip(flags[::2], flags[1::2], strict=True)
     }
-    settings = parse_flags({**texts, "accumulate_in_backward": True})
+    settings = parse_flags({**texts, "accumulate_in_backward": True}, TrainConfig)
     assert TrainConfig.from_settings(settings) == config
 
 

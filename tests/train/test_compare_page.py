@@ -13,7 +13,8 @@ from adarankgrad.compare import figures, plots
 from adarankgrad.compare.plan import Cell, make_plan
 from adarankgrad.compare.report import results_table, write_results
 from adarankgrad.compare.results import collect
-from adarankgrad.train.config import TrainConfig, read_toml_table
+from adarankgrad.train.config import TrainConfig
+from adarankgrad.train.values import read_toml_table
 
 MANY = {
     "AdamW": "adamw",
@@ -187,7 +188,8 @@ def test_the_command_of_a_method_reads_the_same_from_anywhere_and_writes_afresh(
     plan.tokenizer_dir.mkdir()
     flags = write_results(plan)["methods"][0]["command"][2:]
     names = [name.removeprefix("--").replace("-", "_") for name in flags[::2]]
-    config = TrainConfig.from_settings(parse_flags(dict(zip(names, flags[1::2], strict=True))))
+    texts = dict(zip(names, flags[1::2], strict=True))
+    config = TrainConfig.from_settings(parse_flags(texts, TrainConfig))
     assert config.data == str(tmp_path / "text.txt")
     assert config.tokenizer == str(plan.tokenizer_dir)
     assert not (tmp_path / config.output).exists()

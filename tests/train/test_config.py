@@ -4,12 +4,6 @@ import pytest
 import torch
 
 from adarankgrad.train import TrainConfig, UserError
-from adarankgrad.train.config import (
-    format_arguments,
-    parse_arguments,
-    parse_rank,
-    read_toml,
-)
 from adarankgrad.train.optimizers import (
     OPTIMIZERS,
     build_optimizer,
@@ -18,7 +12,9 @@ from adarankgrad.train.optimizers import (
     projected_parameters,
 )
 from adarankgrad.train.presets import LLAMA_SIZES, build_model, plan_model
+from adarankgrad.train.run_config import read_toml
 from adarankgrad.train.settings import resolve, resolve_device
+from adarankgrad.train.values import format_arguments, parse_arguments, parse_rank
 
 
 def config_for(**changes):
@@ -37,7 +33,7 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
     )
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())
-    assert TrainConfig.from_settings(read_toml(path)) == config
+    assert TrainConfig.from_settings(read_toml(path, TrainConfig)) == config
 
 
 @pytest.mark.parametrize(
@@ -176,5 +172,5 @@ def test_powers_survive_a_file_and_a_flag(tmp_path):
     given = {"alpha": 2, "adam_mode": "preconditioned", "exclude": "lm_head"}
     file = tmp_path / "config.toml"
     file.write_text(config_for(powerprop=given).to_toml())
-    assert read_toml(file)["powerprop"] == given
+    assert read_toml(file, TrainConfig)["powerprop"] == given
     assert parse_arguments(format_arguments(given), "powerprop") == given

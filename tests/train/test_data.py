@@ -14,7 +14,7 @@ from adarankgrad.train.data import (
     split_document,
 )
 from adarankgrad.train.tokenizer import END_TOKEN, train_tokenizer
-from adarankgrad.train.tokens import Blocks, ShuffledBlocks, encode
+from adarankgrad.train.tokens import Blocks, Shuffled, encode
 
 
 def documents(source):
@@ -112,14 +112,13 @@ def test_a_tokenizer_trained_twice_on_the_same_text_is_the_same():
 def test_every_pass_serves_every_block_once_in_an_order_given_by_the_seed():
     blocks = Blocks(np.arange(50, dtype=np.uint16), 5)
     firsts = [
-        [int(item["input_ids"][0]) for item in ShuffledBlocks(blocks, 20, seed)]
-        for seed in (0, 0, 1)
+        [int(item["input_ids"][0]) for item in Shuffled(blocks, 20, seed)] for seed in (0, 0, 1)
     ]
     assert firsts[0] == firsts[1] != firsts[2]
     for start in (0, 10):
         assert sorted(firsts[0][start : start + 10]) == list(range(0, 50, 5))
     assert firsts[0][:10] != firsts[0][10:]
-    late = ShuffledBlocks(blocks, 20, 0)
+    late = Shuffled(blocks, 20, 0)
     assert int(late[17]["input_ids"][0]) == firsts[0][17]
 
 

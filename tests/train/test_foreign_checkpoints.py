@@ -54,7 +54,9 @@ def newest(run_dir):
 def resume(run_dir):
     from adarankgrad.train.settings import settings_to_resume
 
-    return train_here({**settings_to_resume(run_dir, {}), "output": str(run_dir)}, resume=True)
+    return train_here(
+        {**settings_to_resume(run_dir, {}, TrainConfig), "output": str(run_dir)}, resume=True
+    )
 
 
 def content_of(folder):
@@ -91,11 +93,14 @@ def test_a_checkpoint_of_another_run_is_refused(run_dir, finished_runs):
     assert_refused(run_dir, "checkpoint-6: it was written with optimizer = 'galore'")
 
 
-def test_a_checkpoint_of_a_newer_version_is_refused(run_dir):
+@pytest.mark.parametrize(
+    ("version", "advice"), [(9, "update adarankgrad"), (1, "an older one; resume with that one")]
+)
+def test_a_checkpoint_of_another_version_is_refused(run_dir, version, advice):
     path = newest(run_dir) / "session.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 9}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
     seal_folder(newest(run_dir))
-    assert_refused(run_dir, "session.json has format version 9, .* update adarankgrad")
+    assert_refused(run_dir, f"session.json has format version {version}, .* {advice}")
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(run_dir):
@@ -155,7 +160,7 @@ def test_a_run_stopped_before_its_settings_were_saved_needs_them_again(run_dir):
     from adarankgrad.train.settings import settings_to_resume
 
     with pytest.raises(UserError, match="stopped before its settings were saved.*--overwrite"):
-        settings_to_resume(run_dir, {"output": str(run_dir)})
+        settings_to_resume(run_dir, {"output": str(run_dir)}, TrainConfig)
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(run_dir, monkeypatch):

@@ -11,8 +11,9 @@ import typer
 
 from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
 from adarankgrad.compare.plan import OF_THE_CELL
-from adarankgrad.train.config import FIELDS, read_toml_table
+from adarankgrad.train.config import FIELDS, TrainConfig
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.values import read_toml_table
 
 _SHARED = [name for name in FIELDS if name not in (*OF_THE_CELL, "optimizer_args")]
 _LISTS = {
@@ -36,7 +37,7 @@ _PARAMETERS = [
         Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default=False)],
     ),
     *(_list_option(name) for name in _LISTS),
-    *(option_for(name) for name in _SHARED),
+    *(option_for(FIELDS[name]) for name in _SHARED),
     config_option("TOML file of settings, and a table [methods.NAME] each."),
     option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the comparison in --output; finished runs are reused."),
@@ -65,7 +66,7 @@ def compare(**options: Any) -> None:
     settings = read_toml_table(config) if config is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
     lists = {name: _parse_list(name, given.pop(name)) for name in _LISTS if name in given}
-    settings |= lists | parse_flags(given)
+    settings |= lists | parse_flags(given, TrainConfig)
     plan = plan_to_resume(output, settings) if resume else make_plan(output, settings)
 
     console = Console(stderr=True)

@@ -1,16 +1,18 @@
-"""Flags made from the fields of `TrainConfig`, so that they cannot differ from the TOML keys."""
+"""Flags made from the fields of a `RunConfig`, so that they cannot differ from the TOML keys."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.train.config import FIELDS, TABLES, parse_arguments, parse_rank
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import RunConfig
+from adarankgrad.train.values import parse_arguments, parse_rank
 
 _METAVARS = {
     "str": "TEXT",
@@ -21,12 +23,11 @@ _METAVARS = {
 }
 
 
-def option_for(name: str, short_flag: str | None = None) -> inspect.Parameter:
+def option_for(spec: Field[Any], short_flag: str | None = None) -> inspect.Parameter:
     """Make the flag of one setting, and another spelling of it if one is given."""
-    spec = FIELDS[name]
     kind = spec.metadata["kind"]
     if kind == "bool":
-        return _switch_for(name)
+        return _switch_for(spec)
     default = (
         ""
         if spec.default is None or not isinstance(spec.default, str | int | float)
@@ -34,21 +35,21 @@ def option_for(name: str, short_flag: str | None = None) -> inspect.Parameter:
     )
     declaration = typer.Option(
         *([short_flag] if short_flag else []),
-        f"--{name.replace('_', '-')}",
+        f"--{spec.name.replace('_', '-')}",
         help=spec.metadata["help"] + default,
         show_default=False,
         metavar=_METAVARS[kind],
     )
-    return option(name, Annotated[str | None, declaration])
+    return option(spec.name, Annotated[str | None, declaration])
 
 
-def _switch_for(name: str) -> inspect.Parameter:
+def _switch_for(spec: Field[Any]) -> inspect.Parameter:
     """Make the pair of switches of a setting that is true or false."""
-    word = name.replace("_", "-")
+    word = spec.name.replace("_", "-")
     declaration = typer.Option(
-        f"--{word}/--no-{word}", help=FIELDS[name].metadata["help"], show_default=False
+        f"--{word}/--no-{word}", help=spec.metadata["help"], show_default=False
     )
-    return option(name, Annotated[bool | None, declaration])
+    return option(spec.name, Annotated[bool | None, declaration])
 
 
 def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
@@ -71,14 +72,16 @@ def flag(name: str, help_text: str) -> inspect.Parameter:
     return option(f"wants_{name}", annotation, False)
 
 
-def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:
+def parse_flags(flags: dict[str, Any], config_class: type[RunConfig]) -> dict[str, Any]:
     """Turn the flags' text into values; typer's own errors would not name the text."""
     settings: dict[str, Any] = {}
+    specs = config_class.settings()
     for name, text in flags.items():
-        if name in TABLES:
-            settings[name] = parse_arguments(text, name)
+        metadata = specs[name].metadata
+        if metadata["kind"] == "dict":
+            settings[name] = parse_arguments(text, name, metadata["example"])
             continue
-        parser, wanted = _PARSERS[FIELDS[name].metadata["kind"]]
+        parser, wanted = _PARSERS[metadata["kind"]]
         try:
             settings[name] = parser(text)
         except ValueError as error:

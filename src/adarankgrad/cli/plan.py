@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adarankgrad.cli.options import flag, option_for, parse_flags
+from adarankgrad.train.config import FIELDS, TrainConfig
 
 _SETTINGS = (
     "model",
@@ -37,7 +38,7 @@ def _text_option(name: str, help_text: str, default: str | None, metavar: str) -
 
 
 _PARAMETERS = [
-    *(option_for(name, _SHORT_FLAGS.get(name)) for name in _SETTINGS),
+    *(option_for(FIELDS[name], _SHORT_FLAGS.get(name)) for name in _SETTINGS),
     _text_option("device", "Where training will run: cuda or cpu.", "cuda", "TEXT"),
     _text_option("gpu", "Memory to stay within, such as 24GiB.", None, "SIZE"),
     flag("json", "Print the plan as one JSON object, the last line of standard output."),
@@ -56,7 +57,8 @@ def plan(**options: Any) -> None:
     from adarankgrad.memory_plan.table import advice, table_of
 
     device, gpu, wants_json = (options.pop(name) for name in ("device", "gpu", "wants_json"))
-    settings = parse_flags({name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = parse_flags(given, TrainConfig)
     result = make_plan(PlanRequest.from_settings(settings, device=device, gpu=gpu))
     console = Console(stderr=wants_json)
     console.print(table_of(result))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from adarankgrad.cli.options import config_option, flag, option_for, parse_flags
-from adarankgrad.train.config import FIELDS, TrainConfig, read_toml
+from adarankgrad.train.config import FIELDS, TrainConfig
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import read_toml
 
 _PARAMETERS = [
-    *(option_for(name) for name in FIELDS),
+    *(option_for(spec) for spec in FIELDS.values()),
     config_option(),
     flag("resume", "Continue the run in --output from its newest intact checkpoint."),
     flag("overwrite", "Replace the run in --output."),
@@ -30,8 +31,9 @@ def train(**options: Any) -> None:
     resume, overwrite, wants_json = (
         options.pop(f"wants_{name}") for name in ("resume", "overwrite", "json")
     )
-    settings = read_toml(config_path) if config_path is not None else {}
-    settings |= parse_flags({name: value for name, value in options.items() if value is not None})
+    settings = read_toml(config_path, TrainConfig) if config_path is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings |= parse_flags(given, TrainConfig)
     if resume:
         settings = _with_saved(settings, overwrite=overwrite)
     config = TrainConfig.from_settings(settings)
@@ -66,4 +68,4 @@ def _with_saved(settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
         raise UserError("--resume needs the run folder: name it with --output.")
     run_dir = Path(settings["output"]).expanduser()
     check_output(run_dir, resume=True, overwrite=overwrite)
-    return settings_to_resume(run_dir, settings) | {"output": settings["output"]}
+    return settings_to_resume(run_dir, settings, TrainConfig) | {"output": settings["output"]}

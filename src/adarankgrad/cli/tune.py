@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
-from adarankgrad.train.config import FIELDS, read_toml
+from adarankgrad.train.config import FIELDS, TrainConfig
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import read_toml
 
 _DEFAULT_STEPS = 200
 
 
 _PARAMETERS = [
-    *(option_for(name) for name in FIELDS),
+    *(option_for(spec) for spec in FIELDS.values()),
     config_option(),
     option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
     option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
@@ -44,8 +45,9 @@ def tune(**options: Any) -> None:
 
     config, runs, workers = (options.pop(name) for name in ("config", "runs", "workers"))
     resume, wants_json = (options.pop(f"wants_{name}") for name in ("resume", "json"))
-    settings = read_toml(config) if config is not None else {}
-    settings |= parse_flags({name: value for name, value in options.items() if value is not None})
+    settings = read_toml(config, TrainConfig) if config is not None else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings |= parse_flags(given, TrainConfig)
     if settings.get("output") is None:
         raise UserError("--output is missing: name the folder of the search.")
     output = Path(settings.pop("output")).expanduser()

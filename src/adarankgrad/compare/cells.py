@@ -15,9 +15,10 @@ from typing import Any
 from adarankgrad.compare.plan import Cell, Plan, rate_text
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.child import STOP_SIGNALS, ChildPool, Job
-from adarankgrad.train.config import FIELDS, TABLES, TrainConfig, format_arguments
+from adarankgrad.train.config import FIELDS, TABLES, TrainConfig
 from adarankgrad.train.files import find_fault, write_atomic
 from adarankgrad.train.folder import SUMMARY_NAME
+from adarankgrad.train.values import format_arguments
 
 _DIVERGED = 3
 _PREFIX = "adarankgrad: error: "

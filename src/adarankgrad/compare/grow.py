@@ -15,6 +15,7 @@ from adarankgrad.compare.plan import (
     make_plan,
     tables_of,
 )
+from adarankgrad.train.config import FIELDS
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.record import method_name
 from adarankgrad.train.settings import effective_setting, is_same_setting
@@ -75,7 +76,7 @@ def check_same_settings(saved: Plan, plan: Plan) -> None:
     """
     for name in sorted({*saved.shared, *plan.shared}):
         then, now = saved.shared.get(name), plan.shared.get(name)
-        if not is_same_setting(name, now, then):
+        if not is_same_setting(FIELDS[name], now, then):
             raise UserError(
                 f"{plan.output} holds another comparison, with {name} = {_shown(name, then)} "
                 f"instead of {_shown(name, now)}: name another --output."
@@ -84,7 +85,9 @@ def check_same_settings(saved: Plan, plan: Plan) -> None:
     for method in plan.methods:
         before = known.get(method.label, method.settings)
         names = {*before, *method.settings}
-        if any(not is_same_setting(n, method.settings.get(n), before.get(n)) for n in names):
+        if any(
+            not is_same_setting(FIELDS[n], method.settings.get(n), before.get(n)) for n in names
+        ):
             raise UserError(
                 f"{plan.output} holds a comparison whose {method.label} has the settings "
                 f"{before}: give the new one another label, or name another --output."
@@ -120,4 +123,4 @@ def _union(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _shown(name: str, value: Any) -> str:
-    return repr(effective_setting(name, value))
+    return repr(effective_setting(FIELDS[name], value))

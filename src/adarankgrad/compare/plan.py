@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adarankgrad.train.config import FIELDS, TrainConfig, with_tables
+from adarankgrad.train.config import FIELDS, TrainConfig
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.record import method_name
+from adarankgrad.train.run_config import with_tables
 
 PLAN_NAME = "comparison.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -254,7 +255,7 @@ def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Meth
             )
         if name not in FIELDS:
             raise unknown_name(f"setting of methods.{label}", name, sorted(_OF_A_METHOD))
-    return Method(label, with_tables(table), **rates)
+    return Method(label, with_tables(table, TrainConfig), **rates)
 
 
 def list_of(values: Any, kind: type, what: str) -> list[Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from adarankgrad.compare.cells import flags_of
 from adarankgrad.compare.plan import Cell, Plan
-from adarankgrad.train.config import TABLES, format_arguments, toml_value
+from adarankgrad.train.config import TABLES
 from adarankgrad.train.settings import PATH_SETTINGS
+from adarankgrad.train.values import format_arguments, toml_value
 
 FRESH_FOLDER = "again"
 

@@ -63,9 +63,10 @@ class Display:
 
     def show_evaluation(self, row: dict[str, Any]) -> None:
         """Show an evaluation."""
+        others = {name: row[name] for name in row if name not in ("step", "tokens", "val_loss")}
         self.say(
-            f"step {row['step']}  validation loss {row['val_loss']:.4f}  "
-            f"perplexity {row['perplexity']:.2f}"
+            f"step {row['step']}  validation loss {row['val_loss']:.4f}"
+            + "".join(f"  {name.replace('_', ' ')} {others[name]:.4g}" for name in others)
         )
 
     def stop(self) -> None:

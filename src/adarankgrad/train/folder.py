@@ -18,7 +18,7 @@ from adarankgrad.train.lock import LOCK_NAME
 from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
-    from adarankgrad.train.config import TrainConfig
+    from adarankgrad.train.run_config import RunConfig
 
 RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
@@ -126,7 +126,7 @@ def check_inputs_outside(run_dir: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def create_run_folder(run_dir: Path, config: TrainConfig, info: dict[str, Any]) -> None:
+def create_run_folder(run_dir: Path, config: RunConfig, info: dict[str, Any]) -> None:
     """Create the folder, or empty one that holds an older run, and describe the run in it.
 
     run.json is first, so that a run killed right here can still be told from other folders.

@@ -29,7 +29,7 @@ from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.powered import powered_groups
 
 if TYPE_CHECKING:
-    from adarankgrad.train.config import TrainConfig
+    from adarankgrad.train.run_config import RunConfig
 
 _SET_BY_FLAGS = ("lr", "weight_decay", "max_rank", "min_rank", "energy", "seed")
 _SET_BY_GROUPS = ("project", "stacked")
@@ -156,7 +156,7 @@ def _of_another_package(path: str) -> OptimizerSpec:
     )
 
 
-def group_parameters(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def group_parameters(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Divide a model's parameters into projected and plain ones, the same for every optimizer.
 
     Raises:
@@ -185,7 +185,7 @@ def projected_parameters(groups: list[dict[str, Any]]) -> list[Tensor]:
     ]
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
+def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> Optimizer:
     """Build the optimizer of a run.
 
     Args:
@@ -220,7 +220,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
         raise UserError(f"{config.optimizer} refuses its arguments: {error}") from error
 
 
-def accumulate_gradients(optimizer: Optimizer, model: nn.Module, config: TrainConfig) -> None:
+def accumulate_gradients(optimizer: Optimizer, model: nn.Module, config: RunConfig) -> None:
     """Project gradients in the backward pass, where the settings ask for it.
 
     Raises:
@@ -308,11 +308,11 @@ def held_bytes(value: Any) -> int:
     return sum(held_bytes(item) for item in attributes if isinstance(item, Tensor | list | tuple))
 
 
-def _given(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
+def _given(config: RunConfig, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def _refuse_missing(config: TrainConfig, settings: dict[str, Any], allowed: set[str]) -> None:
+def _refuse_missing(config: RunConfig, settings: dict[str, Any], allowed: set[str]) -> None:
     for name in _RANK_SETTINGS:
         if name in settings and name not in allowed:
             flag = f"--{name.replace('_', '-')}"
@@ -323,7 +323,7 @@ def _hint(allowed: set[str]) -> str:
     return "; its rank is set by --optimizer-args rank=..." if "rank" in allowed else ""
 
 
-def _check_ranks_fit(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
+def _check_ranks_fit(config: RunConfig, groups: list[dict[str, Any]]) -> None:
     """Refuse ranks that no projected matrix has, and a floor above the ceiling."""
     short_sides = [
         min(layout.num_rows, layout.num_cols)

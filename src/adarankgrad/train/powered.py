@@ -12,13 +12,13 @@ from adarankgrad.reparam import PowerpropConfig, PowerUpdates, powerpropagate, s
 from adarankgrad.train.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from adarankgrad.train.config import TrainConfig
+    from adarankgrad.train.run_config import RunConfig
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _NAMES = tuple(spec.name for spec in fields(PowerpropConfig))
 
 
-def powerprop_settings(config: TrainConfig) -> PowerpropConfig | None:
+def powerprop_settings(config: RunConfig) -> PowerpropConfig | None:
     """Return how to train by powers, or None where the run does not.
 
     Raises:
@@ -50,7 +50,7 @@ def powerprop_settings(config: TrainConfig) -> PowerpropConfig | None:
     return settings
 
 
-def power_model(model: _Model, config: TrainConfig) -> _Model:
+def power_model(model: _Model, config: RunConfig) -> _Model:
     """Train a model's weights by powers, in place, where the settings ask for it; return it.
 
     Raises:
@@ -66,7 +66,7 @@ def power_model(model: _Model, config: TrainConfig) -> _Model:
 
 
 def powered_groups(
-    groups: list[dict[str, Any]], model: nn.Module, config: TrainConfig
+    groups: list[dict[str, Any]], model: nn.Module, config: RunConfig
 ) -> list[dict[str, Any]]:
     """Divide groups so that powered weights can be updated and decayed in their own way."""
     settings = powerprop_settings(config)
@@ -75,7 +75,7 @@ def powered_groups(
     return split_groups(groups, model)
 
 
-def power_updates(optimizer: Optimizer, model: nn.Module, config: TrainConfig) -> None:
+def power_updates(optimizer: Optimizer, model: nn.Module, config: RunConfig) -> None:
     """Hook preconditioned updates and decay of the weights into an optimizer, where asked for."""
     settings = powerprop_settings(config)
     if settings is not None and settings.changes_updates:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ class Recorder:
         run_dir: Where the files are.
         optimizer: The one to time and measure.
         projected: Weights that count as projected.
-        tokens_per_step: Tokens that one optimizer step sees.
         device: Whose memory is measured.
 
     Attributes:
@@ -44,13 +44,11 @@ class Recorder:
         run_dir: Path,
         optimizer: Optimizer,
         projected: list[Tensor],
-        tokens_per_step: int,
         device: torch.device,
     ) -> None:
         self.run_dir = run_dir
         self.optimizer = optimizer
         self.projected = projected
-        self.tokens_per_step = tokens_per_step
         self.device = device
         self.clock = OptimizerClock(optimizer, device)
         self.training_s = 0.0
@@ -62,14 +60,18 @@ class Recorder:
         self._loss_sum = 0.0
         self._num_open_steps = 0
         self._open_s = 0.0
+        self._num_tokens = 0
+        self._num_open_tokens = 0
 
     def start_step(self) -> None:
         """Note that a step begins."""
         self._step_started = time.perf_counter()
 
-    def add_loss(self, loss: float) -> None:
-        """Add a micro-batch's share of the step's loss."""
+    def add_batch(self, loss: float, num_tokens: int) -> None:
+        """Add a micro-batch's share of the step's loss, and its tokens without padding."""
         self._loss_sum += loss
+        self._num_tokens += num_tokens
+        self._num_open_tokens += num_tokens
 
     def measure_gradients(self) -> None:
         """Measure the gradients that are held now."""
@@ -92,7 +94,7 @@ class Recorder:
         num_steps = max(self._num_open_steps, 1)
         row = {
             "step": step,
-            "tokens": step * self.tokens_per_step,
+            "tokens": self._num_tokens,
             "loss": self._loss_sum / num_steps,
             "lr": lr,
             # JSON has no infinity; a step whose gradient overflowed shows null.
@@ -100,10 +102,11 @@ class Recorder:
             "skipped_steps": self.skipped_steps(),
             "mean_rank": sizes.mean_rank,
             "state_bytes": sizes.state_bytes,
-            "tokens_per_second": num_steps * self.tokens_per_step / max(self._open_s, 1e-9),
+            "tokens_per_second": self._num_open_tokens / max(self._open_s, 1e-9),
             "elapsed_s": self.elapsed_s(),
         }
         self._loss_sum, self._num_open_steps, self._open_s = 0.0, 0, 0.0
+        self._num_open_tokens = 0
         # Draining the clock here keeps its list of CUDA events short.
         self.clock.seconds()
         self._append(METRICS_NAME, row)
@@ -111,13 +114,15 @@ class Recorder:
             self._append(RANKS_NAME, {"step": step, "layers": sizes.layers})
         return row
 
-    def log_evaluation(self, step: int, val_loss: float) -> dict[str, Any]:
-        """Write the line of an evaluation and return it."""
+    def log_evaluation(
+        self, step: int, val_loss: float, metrics: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Write the line of an evaluation, loss and other metrics, and return it."""
         row = {
             "step": step,
-            "tokens": step * self.tokens_per_step,
+            "tokens": self._num_tokens,
             "val_loss": val_loss,
-            "perplexity": perplexity(val_loss),
+            **metrics,
         }
         self._append(METRICS_NAME, row)
         return row
@@ -145,6 +150,8 @@ class Recorder:
             "loss_sum": self._loss_sum,
             "num_open_steps": self._num_open_steps,
             "open_s": self._open_s,
+            "num_tokens": self._num_tokens,
+            "num_open_tokens": self._num_open_tokens,
             "training_s": self.training_s,
             "optimizer_s": self.clock.seconds(),
             "elapsed_s": self.elapsed_s(),
@@ -157,12 +164,14 @@ class Recorder:
         self._loss_sum = state["loss_sum"]
         self._num_open_steps = state["num_open_steps"]
         self._open_s = state["open_s"]
+        self._num_tokens = state["num_tokens"]
+        self._num_open_tokens = state["num_open_tokens"]
         self.training_s = state["training_s"]
         self.clock.start_from(state["optimizer_s"])
         self._elapsed_before_s = state["elapsed_s"]
         self._session_started = time.perf_counter()
         self._peak_before = state["peak_bytes"]
-        self.gradient_bytes = state.get("gradient_bytes", 0)
+        self.gradient_bytes = state["gradient_bytes"]
         for name in (METRICS_NAME, RANKS_NAME):
             keep_steps_up_to(self.run_dir / name, step)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, replace
+from dataclasses import MISSING, Field, asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from adarankgrad.train.config import FIELDS, TABLES, TrainConfig, read_toml
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import RunConfig, read_toml
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.toml"
 _FREE_ON_RESUME = {"output", "device", "save_every", "keep_checkpoints"}
 PATH_SETTINGS = {"data", "validation", "model", "tokenizer"}
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
+def resolve(config: _Config) -> _Config:
     """Fill in the settings whose default depends on others, but for the model's vocabulary.
 
     Raises:
@@ -38,7 +39,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
-def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
+def settings_to_resume(
+    run_dir: Path, given: dict[str, Any], config_class: type[RunConfig]
+) -> dict[str, Any]:
     """Return the saved settings of a run, with those that a resume may change.
 
     A run that was killed before its settings were saved has only those of this call.
@@ -46,6 +49,7 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
     Args:
         run_dir: The run folder.
         given: Settings of this call; None means not given.
+        config_class: Of the command that resumes.
 
     Raises:
         UserError: A given setting contradicts the saved one.
@@ -58,19 +62,20 @@ def settings_to_resume(run_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
                 "again with all of them and --overwrite."
             )
         return given
-    saved = read_toml(path)
+    saved = read_toml(path, config_class)
+    specs = config_class.settings()
     settings = dict(saved)
     for name, value in given.items():
-        if value is None or name not in FIELDS:
+        if value is None or name not in specs:
             continue
         if name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value)):
             settings[name] = value
-        elif not is_same_setting(name, value, saved.get(name)):
+        elif not is_same_setting(specs[name], value, saved.get(name)):
             raise UserError(_contradiction(run_dir, name, value, saved))
     return settings
 
 
-def check_written_with(folder: Path, config: TrainConfig) -> None:
+def check_written_with(folder: Path, config: RunConfig) -> None:
     """See that a checkpoint was written with the settings that the run would go on with.
 
     Args:
@@ -80,10 +85,11 @@ def check_written_with(folder: Path, config: TrainConfig) -> None:
     Raises:
         UserError: It was not: config.toml of the run was edited, or the checkpoint is of another.
     """
-    saved = read_toml(folder / CONFIG_NAME)
-    for name, value in asdict(config).items():
+    saved = read_toml(folder / CONFIG_NAME, type(config))
+    for name, spec in config.settings().items():
+        value = getattr(config, name)
         is_free = name in _FREE_ON_RESUME or (name == "steps" and _may_grow(saved, value))
-        if not is_free and not is_same_setting(name, value, saved.get(name)):
+        if not is_free and not is_same_setting(spec, value, saved.get(name)):
             before = f"{name} = {saved[name]!r}" if name in saved else f"no {name}"
             raise UserError(
                 f"cannot resume from {folder}: it was written with {before}, and the run's "
@@ -92,7 +98,7 @@ def check_written_with(folder: Path, config: TrainConfig) -> None:
             )
 
 
-def given_settings(config: TrainConfig) -> dict[str, Any]:
+def given_settings(config: RunConfig) -> dict[str, Any]:
     """Return a config as settings, to compare it with a saved one."""
     return asdict(config)
 
@@ -126,18 +132,17 @@ def _may_grow(saved: dict[str, Any], steps: Any) -> bool:
     return is_more and saved.get("lr_schedule") == "constant"
 
 
-def effective_setting(name: str, value: Any) -> Any:
+def effective_setting(spec: Field[Any], value: Any) -> Any:
     """Return the value that a setting has where None means that it was not given."""
-    default = FIELDS[name].default
-    return default if value is None and default is not MISSING else value
+    return spec.default if value is None and spec.default is not MISSING else value
 
 
-def is_same_setting(name: str, value: Any, saved: Any) -> bool:
+def is_same_setting(spec: Field[Any], value: Any, saved: Any) -> bool:
     """Tell whether two values of a setting, of which either may not be given, mean the same."""
-    value, saved = effective_setting(name, value), effective_setting(name, saved)
-    if name in TABLES:
+    value, saved = effective_setting(spec, value), effective_setting(spec, saved)
+    if spec.metadata["kind"] == "dict":
         return bool(_as_lists(value or {}) == _as_lists(saved or {}))
-    if name in PATH_SETTINGS and value is not None and saved is not None:
+    if spec.name in PATH_SETTINGS and value is not None and saved is not None:
         return bool(value == saved) or Path(value).resolve() == Path(saved).resolve()
     return bool(value == saved) and isinstance(value, bool) == isinstance(saved, bool)
 

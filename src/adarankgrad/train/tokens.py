@@ -8,7 +8,7 @@ continues where it stopped without replaying anything.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,17 +138,17 @@ class Blocks(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-class ShuffledBlocks(Dataset[dict[str, Tensor]]):
-    """As many blocks as a run consumes: every pass over the data in its own random order.
+class Shuffled(Dataset[dict[str, Tensor]]):
+    """As many examples as a run consumes: every pass over the data in its own random order.
 
     Args:
-        blocks: The data.
-        num_samples: Blocks that the run consumes, passes over the data included.
+        examples: The data, with a length.
+        num_samples: Examples that the run consumes, passes over the data included.
         seed: With the number of the pass, decides the order.
     """
 
-    def __init__(self, blocks: Blocks, num_samples: int, seed: int) -> None:
-        self.blocks = blocks
+    def __init__(self, examples: Any, num_samples: int, seed: int) -> None:
+        self.examples = examples
         self.num_samples = num_samples
         self.seed = seed
         self._pass = -1
@@ -160,9 +160,10 @@ class ShuffledBlocks(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number, position = divmod(index, len(self.blocks))
+        number, position = divmod(index, len(self.examples))
         if number != self._pass:
             generator = torch.Generator().manual_seed((self.seed << 20) + number)
-            self._order = torch.randperm(len(self.blocks), generator=generator)
+            self._order = torch.randperm(len(self.examples), generator=generator)
             self._pass = number
-        return self.blocks[int(self._order[position])]
+        example: dict[str, Tensor] = self.examples[int(self._order[position])]
+        return example

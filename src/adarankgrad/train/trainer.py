@@ -1,8 +1,8 @@
 """transformers' `Trainer`, with checkpoints that survive a kill and a loop that can be resumed.
 
 Differences from the stock `Trainer`: a checkpoint appears only when complete; the data order is a
-function of the step (`tokens.ShuffledBlocks`), so nothing is replayed on resume; a loss that is
-not finite ends the run; logging, evaluation and saving follow `TrainConfig`.
+function of the step (`tokens.Shuffled`), so nothing is replayed on resume; a loss that is
+not finite ends the run; logging, evaluation and saving follow the settings.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,26 @@ from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, remove_ol
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.presets import first_line
+from adarankgrad.train.recorder import perplexity
 from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
-    from adarankgrad.train.config import TrainConfig
     from adarankgrad.train.display import Display
     from adarankgrad.train.recorder import Recorder
+    from adarankgrad.train.run_config import RunConfig
     from adarankgrad.train.signals import StopRequest
 
+Evaluation = Callable[[nn.Module], dict[str, float]]
+"""From a model to its validation ``loss`` and other metrics."""
+
 SESSION_NAME = "session.json"
-_FORMAT_VERSION = 1
-"""Of our files in a checkpoint; a higher one is of a newer adarankgrad."""
+_FORMAT_VERSION = 2
+"""Of our files in a checkpoint; since 2 they count tokens."""
 _TRAINER_STATE_NAME = "trainer_state.json"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def training_arguments(
-    config: TrainConfig, run_dir: Path, device: torch.device
-) -> TrainingArguments:
+def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -> TrainingArguments:
     """Translate the settings for transformers; what to log and save when stays with `Flow`."""
     assert config.lr is not None and config.warmup_steps is not None
     arguments_class = _arguments_on(device) if device.type == "cuda" else TrainingArguments
@@ -71,11 +74,23 @@ def training_arguments(
     )
 
 
+class Stateful(Protocol):
+    """What changes while a run trains, beside model and optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...
+
+
 class Flow(TrainerCallback):
     """Decides after each step what happens next, and tells recorder and display."""
 
     def __init__(
-        self, config: TrainConfig, recorder: Recorder, display: Display, stop: StopRequest
+        self, config: RunConfig, recorder: Recorder, display: Display, stop: StopRequest
     ) -> None:
         self.config = config
         self.recorder = recorder
@@ -136,19 +151,27 @@ class RunTrainer(Trainer):
         recorder: Receives losses and writes the metrics.
         display: Shows them.
         stop: Whether to stop after the current step.
+        evaluation: From the model to ``loss`` and other metrics; None for the loss of
+            ``eval_dataset`` and its perplexity.
+        stateful: What else a checkpoint holds, by the name of its file.
         options: Passed on to transformers' `Trainer`.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         run_dir: Path,
         recorder: Recorder,
         display: Display,
         stop: StopRequest,
+        *,
+        evaluation: Evaluation | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
         **options: Any,
     ) -> None:
         self.run_config = config
+        self.evaluation = evaluation
+        self.stateful = dict(stateful or {})
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
@@ -156,20 +179,31 @@ class RunTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(Flow(config, recorder, display, stop))
 
-    def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *more: Any, **options: Any
+    ) -> Tensor:
         """Compute gradients of a micro-batch; a loss that is not finite ends the run."""
-        loss = super().training_step(model, *inputs, **options)
+        num_tokens = count_tokens(inputs)
+        loss = super().training_step(model, inputs, *more, **options)
         value = loss.item()
         if not math.isfinite(value):
             raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
-        self.recorder.add_loss(value)
+        self.recorder.add_batch(value, num_tokens)
         return loss
 
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
         """Evaluate without drawing from training's random numbers."""
         gpus = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):
-            return super().evaluate(*inputs, **options)
+            if self.evaluation is None:
+                return super().evaluate(*inputs, **options)
+            model: Any = self.model
+            metrics = {f"eval_{name}": value for name, value in self.evaluation(model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write metrics lines, and hand the numbers on to TensorBoard."""
@@ -184,10 +218,19 @@ class RunTrainer(Trainer):
                 if row[name] is not None:
                     logs[name] = row[name]
         elif "eval_loss" in logs:
-            if not math.isfinite(logs["eval_loss"]):
-                raise self.not_finite(f"the validation loss became {logs['eval_loss']}", step)
-            self.display.show_evaluation(self.recorder.log_evaluation(step, logs["eval_loss"]))
+            self._record_evaluation(step, logs)
         super().log(logs, start_time)
+
+    def _record_evaluation(self, step: int, logs: dict[str, float]) -> None:
+        loss = logs["eval_loss"]
+        if not math.isfinite(loss):
+            raise self.not_finite(f"the validation loss became {loss}", step)
+        if self.evaluation is None:
+            metrics = {"perplexity": perplexity(loss)}
+        else:
+            metrics = {name.removeprefix("eval_"): value for name, value in logs.items()}
+            del metrics["loss"]
+        self.display.show_evaluation(self.recorder.log_evaluation(step, loss, metrics))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """Keep the dataset's order: it is already shuffled, as a function of the step."""
@@ -207,6 +250,8 @@ class RunTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_rng_state(str(staging))
                 self.state.save_to_json(str(staging / _TRAINER_STATE_NAME))
+                for name, part in self.stateful.items():
+                    torch.save(part.state_dict(), staging / name)
                 (staging / CONFIG_NAME).write_text(self.run_config.to_toml(), encoding="utf-8")
                 session = {"format_version": _FORMAT_VERSION, "step": step}
                 session |= self.recorder.state()
@@ -226,6 +271,10 @@ class RunTrainer(Trainer):
         """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                for name, part in self.stateful.items():
+                    path = Path(checkpoint) / name
+                    part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except ValueError as error:
             raise UserError(
                 f"cannot resume {self.run_dir}: {checkpoint}/optimizer.pt does not fit "
@@ -255,10 +304,15 @@ def read_session(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.path / SESSION_NAME
     session = dict(json.loads(path.read_text(encoding="utf-8")))
     version, step = session.pop("format_version"), session.pop("step")
-    if version > _FORMAT_VERSION:
+    if version != _FORMAT_VERSION:
+        advice = (
+            "a newer one; update adarankgrad"
+            if version > _FORMAT_VERSION
+            else "an older one; resume with that one, or start again with --overwrite"
+        )
         raise UserError(
-            f"{path} has format version {version}, and this adarankgrad reads up to "
-            f"{_FORMAT_VERSION}: it was written by a newer one; update adarankgrad."
+            f"{path} has format version {version}, and this adarankgrad reads "
+            f"{_FORMAT_VERSION}: it was written by {advice}."
         )
     if step != checkpoint.step:
         raise UserError(
@@ -266,6 +320,12 @@ def read_session(checkpoint: Checkpoint) -> dict[str, Any]:
             "name back."
         )
     return session
+
+
+def count_tokens(inputs: Mapping[str, Any]) -> int:
+    """Return the tokens of a batch, without padding."""
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _arguments_on(device: torch.device) -> type[TrainingArguments]:

@@ -1,0 +1,108 @@
+"""How values of settings are written as text: ``name=value,...``, ranks, TOML.
+
+Nothing here imports torch: ``adarankgrad --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from adarankgrad.train.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file without looking at its keys.
+
+    Raises:
+        UserError: The file is missing or not TOML.
+    """
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"the config {path} is not valid TOML: {error}.") from error
+
+
+def parse_arguments(
+    text: str, setting: str = "optimizer_args", example: str = "betas=(0.9,0.95),eps=1e-6"
+) -> dict[str, Any]:
+    """Parse ``name=value,...``; values are Python literals, bare words and keywords are text.
+
+    Args:
+        text: What was given.
+        setting: Whose value it is, for the message.
+        example: Of such a value, for the message.
+
+    Example:
+        >>> parse_arguments("betas=(0.9, 0.95),carry=squared")
+        {'betas': (0.9, 0.95), 'carry': 'squared'}
+
+    Raises:
+        UserError: The text has another form.
+    """
+    try:
+        call = ast.parse(f"dict({_KEYWORD_VALUE.sub(_quoted, text)})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        return {_argument_name(word): _literal(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"--{setting.replace('_', '-')} {text!r} cannot be read: write name=value,name=value "
+            f"with Python literals, such as {example}."
+        ) from error
+
+
+def format_arguments(arguments: dict[str, Any]) -> str:
+    """Return the text that `parse_arguments` reads back."""
+    return ",".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def parse_rank(text: str) -> int | float:
+    """Read ``64`` as columns and ``0.25`` as a share of the short side."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+# Words such as raise, which Python would not read as a value.
+_WORDS = "|".join(sorted(set(keyword.kwlist) - {"True", "False", "None"}))
+_KEYWORD_VALUE = re.compile(rf"=\s*({_WORDS})\s*(?=,|$)")
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return f"={match[1]!r}"
+
+
+def _argument_name(word: ast.keyword) -> str:
+    if word.arg is None:
+        raise ValueError
+    return word.arg
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def toml_value(value: Any) -> str:
+    """Return a text, number, truth value or list of them as TOML."""
+    # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return repr(value)
