@@ -20,7 +20,7 @@ def controller(micro_batch_size=4, num_micro_batches=2, **settings):
 def run(control, noises):
     sizes = []
     for noise in noises:
-        control.end_step(control.batch_size, noise if control.is_test_due else None)
+        control.end_step(noise if control.is_test_due else None)
         sizes.append(control.batch_size)
     return sizes
 
@@ -29,7 +29,6 @@ def test_the_batch_grows_in_whole_micro_batches_never_shrinks_and_stops_at_the_c
     control = controller()
     assert run(control, NOISES) == [8, 12, 12, 12, 32, 32, 64]
     assert not control.is_test_due
-    assert control.num_samples == 8 + 8 + 12 + 12 + 12 + 32 + 32
 
 
 def test_a_cap_between_micro_batches_is_rounded_down():
@@ -48,7 +47,7 @@ def test_only_every_third_step_is_tested():
     control, due = controller(test_every=3), []
     for _ in range(7):
         due.append(control.is_test_due)
-        control.end_step(8)
+        control.end_step()
     assert due == [False, False, True, False, False, True, False]
 
 
@@ -88,9 +87,7 @@ def test_a_saved_state_continues_the_sequence():
 
 def test_a_state_above_the_cap_is_refused():
     with pytest.raises(ValueError, match="above max_batch_size = 8"):
-        controller(max_batch_size=8).load_state_dict(
-            {"num_micro_batches": 3, "num_steps": 1, "num_samples": 8}
-        )
+        controller(max_batch_size=8).load_state_dict({"num_micro_batches": 3, "num_steps": 1})
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,6 @@ class BatchSizeController:
     Attributes:
         num_micro_batches: of the next step.
         num_steps: steps taken.
-        num_samples: samples that they saw.
 
     Raises:
         ValueError: the cap is below the start, or the start is too small for the statistics.
@@ -98,7 +97,7 @@ class BatchSizeController:
         >>> from adarankgrad.core.gradient_noise import GradientNoise
         >>> config = AdaDaGradConfig(max_batch_size=64, eta=0.5)
         >>> controller = BatchSizeController(config, micro_batch_size=4, num_micro_batches=2)
-        >>> controller.end_step(8, GradientNoise(8, squared_mean=1.0, variance=4.5))
+        >>> controller.end_step(GradientNoise(8, squared_mean=1.0, variance=4.5))
         >>> controller.batch_size  # 4.5 / 0.5² = 18 samples, in fours
         20
     """
@@ -110,7 +109,6 @@ class BatchSizeController:
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
         self.num_steps = 0
-        self.num_samples = 0
         self._max_micro_batches = config.max_batch_size // micro_batch_size
         if self._max_micro_batches < num_micro_batches:
             raise ValueError(
@@ -136,16 +134,14 @@ class BatchSizeController:
         is_capped = self.num_micro_batches >= self._max_micro_batches
         return not is_capped and (self.num_steps + 1) % self.config.test_every == 0
 
-    def end_step(self, num_samples: int, noise: GradientNoise | None = None) -> None:
+    def end_step(self, noise: GradientNoise | None = None) -> None:
         """Count a step, and let the batch grow where its noise asks for it.
 
         Args:
-            num_samples: that the step saw.
             noise: measured at the weights before the step; None without a test. Noise that is not
                 finite, as of a step that overflowed, changes nothing.
         """
         self.num_steps += 1
-        self.num_samples += num_samples
         if noise is None or not math.isfinite(noise.variance + noise.squared_mean):
             return
         request = self.config.requested_batch_size(noise)
@@ -154,11 +150,7 @@ class BatchSizeController:
 
     def state_dict(self) -> dict[str, int]:
         """Return what a checkpoint must hold, as plain numbers."""
-        return {
-            "num_micro_batches": self.num_micro_batches,
-            "num_steps": self.num_steps,
-            "num_samples": self.num_samples,
-        }
+        return {"num_micro_batches": self.num_micro_batches, "num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.
@@ -173,7 +165,6 @@ class BatchSizeController:
             )
         self.num_micro_batches = int(state["num_micro_batches"])
         self.num_steps = int(state["num_steps"])
-        self.num_samples = int(state["num_samples"])
 
 
 def _check_tolerance(name: str, value: Any) -> None:
