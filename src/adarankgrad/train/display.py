@@ -98,9 +98,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     adamw = summary["adamw_projected_state_bytes"]
     projected = summary["projected_state_bytes"]
+    batch = summary.get("batch_size")
     for name, value in (
         ("training tokens", format_count(summary["tokens"])),
-        *([("batch at the end", format_count(summary["batch_size"]))] * ("batch_size" in summary)),
+        *([] if batch is None else [("batch at the end", format_count(batch))]),
         ("training loss", format_number(summary["train_loss"])),
         ("validation loss", format_number(summary["val_loss"])),
         ("perplexity", format_number(summary["perplexity"], 2)),

@@ -54,8 +54,6 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
             "--adadagrad has no max_batch_size: give the largest batch in samples, such as "
             "--adadagrad max_batch_size=512."
         )
-    # A bare word to the parser of name=value.
-    given = {name: math.inf if value == "inf" else value for name, value in given.items()}
     try:
         settings = AdaDaGradConfig(**given)
     except ValueError as error:

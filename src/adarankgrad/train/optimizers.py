@@ -118,7 +118,7 @@ def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
 DEFAULT_PLAIN_LR = 8e-3
 
 # Near the best of benchmarks/pretrain_small.py, for a model of that size, and the lower of two that
-# are close. GaLore's and Fira's are their papers'.
+# are close. GaLore's and Fira's are their papers', AdaGradNorm's is not tuned.
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 4e-3, DEFAULT_PLAIN_LR, True),
     "adarankgrad-published": OptimizerSpec(
@@ -129,7 +129,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "orthogonalized-sgd": OptimizerSpec(
         OrthogonalizedSGD, (OrthogonalizedSGD,), 8e-3, DEFAULT_PLAIN_LR, True
     ),
-    "adagrad-norm": OptimizerSpec(_adagrad_norm, (AdaGradNorm,), None, DEFAULT_PLAIN_LR, False),
+    "adagrad-norm": OptimizerSpec(_adagrad_norm, (AdaGradNorm,), 1.0, 1.0, False),
     "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, DEFAULT_PLAIN_LR, False),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import keyword
+import math
 import re
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_toml_table(path: Path) -> dict[str, Any]:
 def parse_arguments(
     text: str, setting: str = "optimizer_args", example: str = "betas=(0.9,0.95),eps=1e-6"
 ) -> dict[str, Any]:
-    """Parse ``name=value,...``; values are Python literals, bare words are text.
+    """Parse ``name=value,...``; values are Python literals or inf, other bare words are text.
 
     Args:
         text: What was given.
@@ -94,7 +95,9 @@ def _argument_name(word: ast.keyword) -> str:
 
 
 def _literal(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if not isinstance(node, ast.Name):
+        return ast.literal_eval(node)
+    return math.inf if node.id == "inf" else node.id
 
 
 def toml_value(value: Any) -> str:
