@@ -106,6 +106,13 @@ BAD_FLAGS = {
         },
         ["statistics=norms needs whole gradients"],
     ),
+    "samples one by one under autocast": (
+        {
+            "precision": "mixed-bfloat16",
+            "adadagrad": "max_batch_size=8,statistics=per-sample",
+        },
+        ["statistics=per-sample", "mixed-bfloat16"],
+    ),
     "norms of powered weights": (
         {"adadagrad": "max_batch_size=8,statistics=norms", "powerprop": "alpha=2"},
         ["parametrised", "micro-batches"],

@@ -40,8 +40,8 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
     """Return how the batch grows, or None where it does not.
 
     Raises:
-        UserError: A setting is unknown, missing or out of range, or needs whole gradients where
-            they are projected in the backward pass.
+        UserError: A setting is unknown, missing or out of range, or does not go together with
+            gradients projected in the backward pass or with autocast.
     """
     given = config.adadagrad
     if not given:
@@ -63,6 +63,12 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
             f"--adadagrad statistics={settings.statistics} needs whole gradients, which "
             "--accumulate-in-backward does not keep: use statistics=micro-batches, or leave one "
             "of them out."
+        )
+    if config.precision == "mixed-bfloat16" and settings.statistics == "per-sample":
+        raise UserError(
+            "--adadagrad statistics=per-sample does not go together with --precision "
+            "mixed-bfloat16: torch.func mixes up its dtypes. Use statistics=norms, or another "
+            "precision."
         )
     return settings
 
