@@ -45,9 +45,10 @@ class SampleNorms:
     Raises:
         ValueError: a weight is used by two layers, or is parametrised.
 
-    Memory: inputs of the watched layers, most of which autograd keeps anyway; a layer's gradients
-    for all samples of a micro-batch at a time, or for linear layers (b, T, T) where that is less.
-    Time: about that of weight gradients once more.
+    Memory: inputs of the watched layers, most of which autograd keeps anyway; for linear layers
+    and embeddings (b, T, T), or one sample's gradient of the layer where T² is more; for other
+    layers their gradients for all samples of a micro-batch. Time: about that of weight gradients
+    once more.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
