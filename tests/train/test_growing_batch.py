@@ -1,5 +1,6 @@
 """``--adadagrad``: a batch that grows, for the same samples, and nothing else that changes."""
 
+import json
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from adarankgrad.compare.plan import make_plan
 from adarankgrad.compare.results import collect
 from adarankgrad.compare.run import compare
-from adarankgrad.train import Interrupted, TrainConfig, train
+from adarankgrad.train import Interrupted, TrainConfig, TrainingError, train
 from adarankgrad.train.growing_batch import GrowingBatch
 from adarankgrad.train.trainer import Flow
 
@@ -178,6 +179,19 @@ def test_projected_gradients_are_compared_by_what_is_measured_of_them(settings, 
         # of this model off by a twelfth or so; plain weights and the basis are exact.
         assert held.squared_mean == pytest.approx(whole.squared_mean, rel=0.35)
         assert held.variance == pytest.approx(whole.variance, rel=0.35)
+
+
+def test_a_model_whose_samples_cannot_be_told_apart_ends_the_run_with_what_to_do(
+    settings, tmp_path
+):
+    # GPT-2 looks positions up once for all samples.
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 1, "vocab_size": 300, "n_positions": 64}
+    config = {"model_type": "gpt2", "tie_word_embeddings": False, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    growing = {"max_batch_size": 16, "statistics": "norms"}
+    model = {"model": str(tmp_path / "config.json"), "adadagrad": growing}
+    with pytest.raises(TrainingError, match="transformer.wpe saw 2 of 4 samples.*use another"):
+        run(settings(**START | model))
 
 
 def test_a_comparison_takes_it_as_a_setting_of_a_method(shared, children, tmp_path):
