@@ -45,6 +45,8 @@ def test_a_config_written_as_toml_reads_back_the_same(tmp_path):
         ("carry=squared,side='long'", {"carry": "squared", "side": "long"}),
         ("refresh_norm=None,x=-1", {"refresh_norm": None, "x": -1}),
         ("nonfinite=raise, carry=none", {"nonfinite": "raise", "carry": "none"}),
+        ("statistics=per-sample,lr=1e-3", {"statistics": "per-sample", "lr": 1e-3}),
+        ("eta=inf", {"eta": float("inf")}),
     ],
 )
 def test_optimizer_arguments_are_python_literals(text, expected):
