@@ -58,6 +58,11 @@ def test_a_residual_that_needs_whole_gradients_is_not_planned_without_them(folde
     switches = [row["switches"] for row in result["rows"] if row["method"] == "adarankgrad"]
     assert not any("accumulate_in_backward" in row for row in switches)
     assert any("int8_state" in row for row in switches)
+    for arguments in ("residual=fira", "basis=randomized"):
+        asked = ("--optimizer", "adarankgrad-low-memory", "--optimizer-args", arguments)
+        result, _ = plan(capfd, *flags, *asked)
+        rows = [row for row in result["rows"] if row["method"] == "adarankgrad-low-memory"]
+        assert rows and not any("accumulate_in_backward" in row["switches"] for row in rows)
 
 
 def test_it_says_what_fits_and_which_batch_would(folder, capfd):

@@ -97,6 +97,7 @@ CASES = [
     Case("adarankgrad-int8-state", AdaRankGrad, {"state_dtype": "int8"}),
     Case("adarankgrad-int8-all", AdaRankGrad, {**PAPER, **INT8}),
     Case("adarankgrad-sketched-int8", AdaRankGrad, {"basis": "sketched", **INT8}, first_update=1),
+    Case("adarankgrad-low-memory", AdaRankGrad.low_memory, first_update=1),
     Case("adarankgrad-bfloat16-basis", AdaRankGrad, {"basis_dtype": "bfloat16"}),
     Case("adarankgrad-stochastic", AdaRankGrad, {"weight_rounding": "stochastic"}),
     Case("adarankgrad-corrected", AdaRankGrad, {**PAPER, **INT8, "weight_rounding": "corrected"}),

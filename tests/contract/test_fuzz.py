@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from adarankgrad.core.projection import layout_of
+from adarankgrad.core.residual import STATELESS_RESIDUALS
 from adarankgrad.optim.options import correction_bytes
 from adarankgrad.optim.stored_state import as_computed
 
@@ -89,7 +90,10 @@ def optimizers(draw):
     options["nonfinite"] = draw(st.sampled_from(["skip", "skip", "raise", "ignore"]))
     # By chance alone few could accumulate in the backward pass.
     if "update" in names and draw(st.booleans()):
-        options |= {"basis": "sketched", "residual": draw(st.sampled_from(["none", "normalized"]))}
+        options |= {
+            "basis": "sketched",
+            "residual": draw(st.sampled_from(["none", *STATELESS_RESIDUALS])),
+        }
     return case, options
 
 

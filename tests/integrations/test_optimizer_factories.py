@@ -12,6 +12,7 @@ from adarankgrad.integrations.transformers import (
     AdaRankGradFactory,
     FiraFactory,
     GaLoreFactory,
+    LowMemoryAdaRankGradFactory,
     OrthogonalizedSGDFactory,
     PublishedAdaRankGradFactory,
 )
@@ -20,6 +21,7 @@ from .conftest import CONFIG
 
 FACTORIES = {
     AdaRankGradFactory: {"max_rank": 6},
+    LowMemoryAdaRankGradFactory: {"max_rank": 6, "weight_rounding": "nearest"},
     PublishedAdaRankGradFactory: {"max_rank": 6},
     GaLoreFactory: {"rank": 6},
     FiraFactory: {"rank": 6, "residual": "official"},
@@ -58,6 +60,9 @@ def names_in(optimizer, **wanted):
     }
 
 
+EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight"}
+
+
 @pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.method)
 def test_a_trainer_trains_with_each_factory(factory, model, sequences, tmp_path):
     args = arguments(tmp_path, learning_rate=1e-2)
@@ -72,7 +77,7 @@ def test_a_trainer_trains_with_each_factory(factory, model, sequences, tmp_path)
         f"model.layers.{index}.{layer}_proj.weight"
         for index in range(2)
         for layer in ("mlp.up", "mlp.gate", "mlp.down", *(f"self_attn.{part}" for part in "qkvo"))
-    }
+    } | (EMBEDDINGS if factory is LowMemoryAdaRankGradFactory else set())
 
 
 def test_settings_of_the_trainer_are_honoured(model):

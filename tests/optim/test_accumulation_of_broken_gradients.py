@@ -112,12 +112,13 @@ def test_a_broken_micro_batch_leaves_weights_and_state_finite(residual, value, i
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise", "ignore"])
 @pytest.mark.parametrize("residual", ["orthogonalized", "normalized"])
-def test_a_broken_micro_batch_takes_no_residual_step_at_all(residual, nonfinite):
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_broken_micro_batch_takes_no_residual_step_at_all(residual, nonfinite, value):
     model, optimizer = build(residual, nonfinite)
     train(model, optimizer, ORDINARY_STEP)
     before = copies(model)
     # In one entry of the layer's result, so in one row of its weight's gradient.
-    backward(model, ORDINARY_STEP, 0, broken_layer=0, value=math.nan)
+    backward(model, ORDINARY_STEP, 0, broken_layer=0, value=value)
     assert torch.equal(model[0].weight, before[0])
     assert not torch.equal(model[2].weight, before[2])
     after_broken = copies(model)

@@ -73,6 +73,11 @@ def test_tied_embeddings_are_projected_once():
     assert names(param_groups(model, embeddings={}))[:2] == ["mix.weight", "embed.weight"]
 
 
+def test_embeddings_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match=r"embeddings {} asks for .* and none has two axes"):
+        param_groups(nn.Sequential(nn.Linear(16, 16)), embeddings={})
+
+
 def test_two_ways_to_say_what_is_projected_are_refused():
     with pytest.raises(ValueError, match="include 'mix' and embeddings {} both say"):
         param_groups(Block(), include="mix", embeddings={})

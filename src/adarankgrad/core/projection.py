@@ -112,3 +112,15 @@ def lift_into_(weight: Tensor, basis: Tensor, coords: Tensor, *, decay: float, s
         weight.addmm_(basis, coords, beta=decay, alpha=-step)
     else:
         weight.baddbmm_(basis, coords, beta=decay, alpha=-step)
+
+
+def norm_of(
+    tensor: Tensor, *, dim: int | tuple[int, int] | None = None, keepdim: bool = False
+) -> Tensor:
+    """Return the Euclidean norm, over all axes or some, in float32 where float16 is too narrow.
+
+    Of bfloat16 it stays in bfloat16, since another dtype costs a full-size copy on a CPU.
+    """
+    dtype = torch.float32 if tensor.dtype is torch.float16 else None
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=keepdim, dtype=dtype)
+    return norm

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .orthogonalize import orthogonalize
+from .projection import norm_of
 
 Residual = Literal["none", "fira", "fira_official", "normalized", "orthogonalized"]
 RESIDUALS: tuple[str, ...] = get_args(Residual)
@@ -62,10 +63,7 @@ def without_rounding(
         coords: (*batch, r, n), the gradient in the basis.
         dim: axes over which the two are compared: whole matrices, or -2 for column by column.
     """
-    sizes = [
-        torch.linalg.vector_norm(part, dim=dim, keepdim=True, dtype=coords.dtype)
-        for part in (residual, coords)
-    ]
+    sizes = [norm_of(part, dim=dim, keepdim=True) for part in (residual, coords)]
     return residual.mul_(sizes[0] > LARGEST_ROUNDING * sizes[1])
 
 

@@ -138,7 +138,11 @@ class PublishedAdaRankGradFactory(OptimizerFactory):
 
 
 class LowMemoryAdaRankGradFactory(OptimizerFactory):
-    """`AdaRankGrad.low_memory` for a Trainer (`OptimizerFactory`); projects embeddings and head."""
+    """`AdaRankGrad.low_memory` for a Trainer (`OptimizerFactory`).
+
+    Embeddings and head are projected as well, unless ``include`` or ``optim_target_modules`` says
+    what is.
+    """
 
     method = "adarankgrad-low-memory"
 

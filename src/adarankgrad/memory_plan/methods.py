@@ -156,11 +156,13 @@ def _of_optimizer(config: TrainConfig, traced: TracedModel, device: str) -> list
         return Method(name, switches, traced, costs)
 
     methods = [method()]
-    if name == LOW_MEMORY:
+    options = optimizer.defaults
+    may_accumulate = options["residual"] in ("none", *STATELESS_RESIDUALS)
+    if name == LOW_MEMORY and may_accumulate and options["basis"] == "sketched":
         methods.append(method("accumulate_in_backward"))
     if name == "adarankgrad":
         methods.append(method("int8_state", **_small_state(optimizer.defaults["basis"])))
-        if optimizer.defaults["residual"] in ("none", *STATELESS_RESIDUALS):
+        if may_accumulate:
             methods.append(method("accumulate_in_backward", basis="sketched"))
             changes = {"basis": "sketched", **_small_state("sketched")}
             methods.append(method("accumulate_in_backward", "int8_state", **changes))

@@ -186,12 +186,7 @@ class _Workspace:
             return 0
         if kind not in STATELESS_RESIDUALS:
             return self.layout.num_matrices * m * n * self.dtype.itemsize
-        # Half precision is orthogonalised as it is on CUDA; in float32, dtypes do not change
-        # either, so it has the same temporaries at twice the size.
-        is_half_on_cuda = self.device == "cuda" and self.dtype.itemsize < 4
-        traced = torch.float32 if is_half_on_cuda else self.dtype
-        num_bytes = residual_bytes(kind, self.layout.num_matrices, m, n, r, traced)
-        return num_bytes // 2 if is_half_on_cuda else num_bytes
+        return residual_bytes(kind, self.layout.num_matrices, m, n, r, self.dtype, self.device)
 
     def _dequantized(self) -> int:
         """Float32 copies of state that is kept in fewer bits."""
@@ -228,13 +223,19 @@ def rounding_bytes(num_weights: int, dtype: torch.dtype, options: Options) -> in
 
 @functools.cache
 def residual_bytes(
-    kind: str, num_matrices: int, num_rows: int, num_cols: int, rank: int, dtype: torch.dtype
+    kind: str,
+    num_matrices: int,
+    num_rows: int,
+    num_cols: int,
+    rank: int,
+    dtype: torch.dtype,
+    device: str,
 ) -> int:
     """The most that a residual without state holds at once, its result included, as it is run."""
     with fake_tensors():
-        grad = torch.empty(num_matrices, num_rows, num_cols, dtype=dtype)
-        basis = torch.empty(num_matrices, num_rows, rank)
-        coords = torch.empty(num_matrices, rank, num_cols)
+        grad = torch.empty(num_matrices, num_rows, num_cols, dtype=dtype, device=device)
+        basis = torch.empty(num_matrices, num_rows, rank, device=device)
+        coords = torch.empty(num_matrices, rank, num_cols, device=device)
         with LiveBytes([grad, basis, coords]) as counter:
             stateless_residual(kind, grad, basis, coords)
     return int(counter.peak)

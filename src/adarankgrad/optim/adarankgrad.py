@@ -123,7 +123,8 @@ class AdaRankGrad(SubspaceOptimizer):
     second moment), float32 (float64 under float64 weights) or as ``state_dtype`` and
     ``basis_dtype`` say, and one gradient in the basis at a time. A refresh needs two sketches of
     ceiling width, and a float32 copy of one half-precision gradient. A residual needs temporaries
-    of the matrix: up to seven for ``orthogonalized``, where the matrix is square, else two.
+    of the matrix: up to seven for ``orthogonalized`` (eight of a half-precision gradient on a CPU),
+    fewer the longer the matrix is, and two for the others.
 
     Example:
         >>> import torch
@@ -243,13 +244,12 @@ class AdaRankGrad(SubspaceOptimizer):
 
         Made for bfloat16 weights, `param_groups` with ``embeddings={}``, and
         `accumulate_in_backward`: weights rounded at random, moments and bases in 8 bits, bases from
-        measurements, and a rank of 12 for every matrix. Beside weights and activations, a model
-        of hidden size 1024 then needs 0.15 bytes for each byte of weights.
+        measurements, and a rank of at most 12 for every matrix.
 
         Args:
             params: as for the constructor.
             lr: step size.
-            max_rank: 12 for a hidden size of 1024; 32 keeps the same share at 2048 and above.
+            max_rank: 12 is for a hidden size of 1024; at 2048 and above, 32 takes no larger share.
             options: any other option of the constructor, to override the preset, such as
                 ``weight_rounding="corrected"`` for one more byte a weight.
 

@@ -67,8 +67,8 @@ def param_groups(
 
     Raises:
         ValueError: if a pattern matches no parameter, ``include`` none that can be projected, the
-            model has no trainable parameter, ``include`` comes with ``embeddings``, or
-            ``smallest_side`` is below 2.
+            model has no trainable parameter, ``include`` comes with ``embeddings``, there are no
+            embeddings to project, or ``smallest_side`` is below 2.
     """
     if smallest_side < 2:
         raise ValueError(f"smallest_side must be at least 2, got {smallest_side}")
@@ -98,7 +98,7 @@ def param_groups(
     for name, param in named:
         is_embedding = embeddings is not None and id(param) in embedding_ids
         is_candidate = (is_embedding or name in candidates) and name not in exclude_names
-        is_stack = param.dim() > 2 and name not in convolutions
+        is_stack = param.dim() > 2 and name not in convolutions and not is_embedding
         is_large = param.dim() >= 2 and _short_side(param, is_stack) >= smallest_side
         if is_candidate and is_large:
             kind = "embeddings" if is_embedding else "stacks" if is_stack else "matrices"
@@ -108,6 +108,11 @@ def param_groups(
         else:
             members["plain"].append((name, param))
 
+    if embeddings is not None and not members["embeddings"]:
+        raise ValueError(
+            f"embeddings {embeddings!r} asks for embeddings and head to be projected, and none has "
+            f"two axes with at least {smallest_side} entries each; leave it out"
+        )
     if include is not None and not (members["matrices"] or members["stacks"]):
         raise ValueError(
             f"include {include!r} matches no weight that can be projected: none has two axes with "

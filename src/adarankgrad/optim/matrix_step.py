@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from ..core.adam import adam_direction, corrected_eps, weight_factors
-from ..core.projection import Layout, lift_into_, project
+from ..core.projection import Layout, lift_into_, norm_of, project
 from ..core.residual import (
     RESIDUALS,
     STATELESS_RESIDUALS,
@@ -103,7 +103,8 @@ def step_outside(
     )
     # Divided by the decay, which the step applies afterwards.
     size = lr * options["residual_scale"] * share / decay
-    is_finite = residual.sum(dtype=basis.dtype).isfinite()  # on the device: no synchronisation
+    # As the step will see it, squares out of range included; on the device, no synchronisation.
+    is_finite = norm_of(grad).isfinite()
     residual.nan_to_num_(0.0, 0.0, 0.0).mul_(is_finite)
 
     def change(matrix: Tensor, rows: slice) -> None:

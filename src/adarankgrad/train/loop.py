@@ -7,7 +7,6 @@ written. What a kind of run brings of its own comes as `Parts`.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -50,6 +48,7 @@ from adarankgrad.train.optimizers import (
 )
 from adarankgrad.train.powered import power_model, power_updates
 from adarankgrad.train.presets import checkpoint_activations
+from adarankgrad.train.quiet import quiet_transformers
 from adarankgrad.train.recorder import Recorder
 from adarankgrad.train.run_config import RunConfig
 from adarankgrad.train.settings import check_written_with
@@ -131,8 +130,7 @@ def run_in_folder(
     Raises:
         UserError: The request cannot be met; nothing was written.
     """
-    transformers.utils.logging.set_verbosity(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     run_dir = Path(config.output).expanduser()
     request = None if resume else check()  # a refused request does not touch the folder
     with locked(run_dir):

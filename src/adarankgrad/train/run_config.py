@@ -72,8 +72,8 @@ class RunConfig:
     )
     lr: float | None = setting("Peak learning rate. Default: per optimizer.", None, kind="float")
     plain_lr: float | None = setting(
-        "Peak learning rate of weights that low-rank methods do not project: embeddings, head, "
-        "norms. Default: --lr where that is given, else per optimizer.",
+        "Peak learning rate of embeddings, head and norms, which low-rank methods do not project "
+        "(low-memory: but norms). Default: --lr where that is given, else per optimizer.",
         None,
         kind="float",
     )
@@ -94,7 +94,7 @@ class RunConfig:
     gradient_accumulation: int = setting("Forward passes per optimizer step.", 1, kind="int")
     accumulate_in_backward: bool = setting(
         "Project gradients in the backward pass, so that they never pile up. For adarankgrad, "
-        "which then takes basis=sketched.",
+        "which then takes basis=sketched, and adarankgrad-low-memory.",
         False,
         kind="bool",
     )
