@@ -21,10 +21,11 @@ ALLOWED_LAYERS = {
     "reference": set(),
     **{layer: {"core"} for layer in METHODS},
     "train": {"core", *METHODS},
+    "finetune": {"core", "train", *METHODS},
     "integrations": {"core", "train", *METHODS},
-    "compare": {"train"},
+    "compare": {"train", "finetune"},
     "memory_plan": {"core", "optim", "train"},
-    "cli": {"train", "compare", "memory_plan"},
+    "cli": {"train", "finetune", "compare", "memory_plan"},
     "root": {"core", "optim"},
 }
 # Layers that a user gets with `pip install adarankgrad`, without the extra.

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 TOKENS_FOLDER = "tokens"
+DATA_FOLDER = "data"
+ADAPTER_FOLDER = "adapter"
+PREDICTIONS_NAME = "predictions.jsonl"
 MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
 SPARSITY_NAME = "sparsity.json"
@@ -33,6 +36,9 @@ _OUR_NAMES = {
     SUMMARY_NAME,
     SPARSITY_NAME,
     TOKENS_FOLDER,
+    DATA_FOLDER,
+    ADAPTER_FOLDER,
+    PREDICTIONS_NAME,
     MODEL_FOLDER,
     TENSORBOARD_FOLDER,
     "checkpoints",

@@ -90,6 +90,10 @@ class Parts:
         eval_dataset: Examples to validate on; for the loss, where there is no `evaluation`.
         collate: From examples to a batch; None stacks equal tensors.
         evaluation: From the model to its loss and metrics, in place of the loss alone.
+        best_metric: What the best checkpoint is told by, which is kept; None for none.
+        compute_loss: From outputs, labels and the number of labels of a step to its loss; None for
+            the model's own.
+        averages_examples: The model's own loss is a mean over the examples of a micro-batch.
         callbacks: Called around steps.
         stateful: What else a checkpoint holds, by the name of its file.
     """
@@ -101,6 +105,9 @@ class Parts:
     eval_dataset: Dataset[Any] | None
     collate: Callable[[list[Any]], dict[str, Any]] | None = None
     evaluation: Evaluation | None = None
+    best_metric: str | None = None
+    compute_loss: Callable[..., Tensor] | None = None
+    averages_examples: bool = False
     callbacks: Sequence[TrainerCallback] = ()
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
@@ -183,6 +190,11 @@ def prepare_optimizer(model: nn.Module, config: RunConfig) -> tuple[Optimizer, l
     return optimizer, projected_parameters(groups)
 
 
+def num_samples(config: RunConfig) -> int:
+    """Return how many examples a run takes, passes over the data included."""
+    return config.batch_size * config.gradient_accumulation * config.steps
+
+
 def describe_run(
     request: Request, command: list[str], model: nn.Module, groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -244,12 +256,15 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         request.display,
         stop,
         evaluation=parts.evaluation,
+        best_metric=parts.best_metric,
+        averages_examples=parts.averages_examples,
         stateful=parts.stateful,
         model=parts.model,
         args=training_arguments(config, request.run_dir, request.device),
         train_dataset=parts.train_dataset,
         eval_dataset=parts.eval_dataset,
         data_collator=parts.collate,
+        compute_loss_func=parts.compute_loss,
         optimizers=(parts.optimizer, None),
         callbacks=[tensorboard(writer), *parts.callbacks],
     )

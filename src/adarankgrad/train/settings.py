@@ -30,13 +30,18 @@ def resolve(config: _Config) -> _Config:
     if config.lr is None and spec.default_lr is None:
         raise UserError(f"{config.optimizer} has no default learning rate: give --lr.")
     default_plain_lr = spec.default_plain_lr if config.lr is None else config.lr
-    default_warmup = min(config.steps // 10, 1000)
+    default_warmup = default_warmup_steps(config.steps)
     return replace(
         config,
         lr=spec.default_lr if config.lr is None else config.lr,
         plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
         warmup_steps=default_warmup if config.warmup_steps is None else config.warmup_steps,
     )
+
+
+def default_warmup_steps(steps: int) -> int:
+    """Return how many steps warm up where nothing is said."""
+    return min(steps // 10, 1000)
 
 
 def settings_to_resume(
