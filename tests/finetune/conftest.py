@@ -21,18 +21,15 @@ from adarankgrad.finetune import FinetuneConfig, finetune
 from adarankgrad.train.tokenizer import train_tokenizer
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
-GOOD, BAD, OTHER = (
-    "fine lovely great".split(),
-    "awful dull poor".split(),
-    "a film the and is".split(),
-)
+GOOD, BAD = "fine lovely great".split(), "awful dull poor".split()
+OTHER = "a film the and is".split()
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
-def save_bert(folder: Path, vocabulary: list[str]) -> None:
+def save_bert(folder: Path, vocabulary: list[str], dropout: float = 0.0) -> None:
     """Write a BERT of hidden size 16 and a tokenizer of whole words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     numbers = {token: number for number, token in enumerate([*special, *vocabulary])}
@@ -51,6 +48,8 @@ def save_bert(folder: Path, vocabulary: list[str]) -> None:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     BertForMaskedLM(config).save_pretrained(folder)
 
@@ -99,10 +98,12 @@ def write_data(folder: Path) -> None:
         films = [{"sentence": sentence(source, label), "label": label} for label in labels]
         write_rows(folder / f"{name}.tsv", films)
         pairs = [
-            {"sentence1": sentence(source, label), "sentence2": sentence(source, 1), "score": s}
-            for s, label in enumerate(labels)
+            {"sentence1": sentence(source, label), "sentence2": sentence(source, 1), "label": label}
+            for label in labels
         ]
         write_rows(folder / f"{name}_pairs.tsv", pairs)
+        scored = [{**pair, "label": pair["label"] + n / 100} for n, pair in enumerate(pairs)]
+        write_rows(folder / f"{name}_scores.tsv", scored)
         asked = [
             {"question": f"what is {n} and {n}?", "answer": f"{n}+{n}={2 * n}\n#### {2 * n}"}
             for n in range(count)
@@ -117,7 +118,7 @@ def inputs(tmp_path_factory) -> Path:
     """A folder with the models bert, residues, llama and chat, and data of each kind."""
     folder = tmp_path_factory.mktemp("finetune")
     save_bert(folder / "bert", GOOD + BAD + OTHER)
-    save_bert(folder / "residues", LETTERS)
+    save_bert(folder / "residues", LETTERS, dropout=0.1)
     save_llama(folder / "llama", None)
     save_llama(folder / "chat", CHAT_TEMPLATE)
     write_data(folder)
@@ -127,7 +128,7 @@ def inputs(tmp_path_factory) -> Path:
 TASK_INPUTS = {
     "classification": ("bert", "{}.tsv"),
     "pair-classification": ("bert", "{}_pairs.tsv"),
-    "regression": ("bert", "{}_pairs.tsv"),
+    "regression": ("bert", "{}_scores.tsv"),
     "causal-lm": ("llama", "{}.csv"),
     "instruction": ("chat", "{}.jsonl"),
     "masked-lm": ("residues", "{}.csv"),
