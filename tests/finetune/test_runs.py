@@ -9,7 +9,6 @@ import peft
 import pytest
 import torch
 import transformers
-from run_folders import rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adarankgrad.adapters import sara
@@ -17,6 +16,7 @@ from adarankgrad.train import Interrupted, TrainingError
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.trainer import Flow
+from run_folders import rows
 
 ADAPTERS = {
     "lora": {"rank": 4},

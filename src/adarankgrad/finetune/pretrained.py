@@ -31,7 +31,6 @@ def load_config(config: FinetuneConfig, task: Task) -> PretrainedConfig:
     """
     import transformers
 
-    _check_folder(config.model)
     auto_config: Any = transformers.AutoConfig
     try:
         model_config: PretrainedConfig = auto_config.from_pretrained(
@@ -154,7 +153,12 @@ def check_known(features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedToke
         )
 
 
-def _check_folder(name: str) -> None:
+def check_folder(name: str) -> None:
+    """See that a name is the folder of a model, or could be one of a model on the hub.
+
+    Raises:
+        UserError: It is not; an adapter is told by its base model.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or not _HUB_NAME.fullmatch(name):

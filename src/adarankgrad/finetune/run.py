@@ -29,6 +29,7 @@ from adarankgrad.finetune.examples import (
 from adarankgrad.finetune.methods import Method, Prepared, find_method
 from adarankgrad.finetune.pretrained import (
     build_empty,
+    check_folder,
     check_known,
     fit_length,
     load_config,
@@ -135,6 +136,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         settings = settings_to_resume(run_dir, given_settings(config), FinetuneConfig)
         config = FinetuneConfig.from_settings(settings)
         checkpoint = checkpoint_to_resume(config, run_dir, display)
+    check_folder(config.model)
     is_new = checkpoint is None
     if is_new and not resume:
         check_duration(config)

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import PARTIAL_PREFIX, is_writable_target, write_atomic
 from adarankgrad.train.lock import LOCK_NAME
-from adarankgrad.train.settings import CONFIG_NAME
+from adarankgrad.train.settings import CONFIG_NAME, RUN_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
-RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 TOKENS_FOLDER = "tokens"
 DATA_FOLDER = "data"

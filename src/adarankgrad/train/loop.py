@@ -208,6 +208,7 @@ def describe_run(
     """
     is_cuda = request.device.type == "cuda"
     return {
+        "subcommand": request.config.command,
         "command": command,
         **describe_environment(),
         "device": torch.cuda.get_device_name(request.device) if is_cuda else "cpu",

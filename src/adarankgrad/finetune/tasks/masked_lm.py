@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from adarankgrad.finetune.columns import Columns
 from adarankgrad.finetune.tasks.interface import IGNORED, Encoded, Example, Feature, Outcome
 from adarankgrad.finetune.tasks.language import TextTask
+from adarankgrad.optim.generators import generator_for
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.recorder import perplexity
 
@@ -94,7 +95,7 @@ class _Masked(Dataset[Feature]):
     def __getitem__(self, index: int) -> Feature:
         feature = self.features[index]
         tokens = torch.tensor(feature["input_ids"])
-        generator = torch.Generator().manual_seed((self.seed << 32) + index)
+        generator = generator_for(torch.device("cpu"), self.seed, "masked tokens", index)
         choice, fate = torch.rand(2, len(tokens), generator=generator)
         random = torch.randint(len(self.tokenizer), tokens.shape, generator=generator)
         is_ordinary = ~torch.isin(tokens, self._special)
