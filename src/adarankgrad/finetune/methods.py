@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -189,8 +188,6 @@ def find_method(config: FinetuneConfig, task: Task) -> Method:
     """
     if config.method == "full":
         return Full(config, task)
-    # peft would tell of gates in every checkpoint; what is delivered has none.
-    warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
     return Adapted(config, task)
 
 

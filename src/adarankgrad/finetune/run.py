@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,12 @@ def finetune(
         _check, config, resume=resume, overwrite=overwrite, display=display or Display()
     )
     work = partial(_finetune, command=command or sys.argv)
-    return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
+    with warnings.catch_warnings():
+        # Checkpoints of SoRA hold gates; what is delivered has none.
+        warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
+        # peft asks by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
 
 
 def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Display) -> _Run:
