@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adarankgrad.adapters import sara
-from adarankgrad.train import Interrupted, TrainingError
+from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.trainer import Flow
@@ -153,6 +155,46 @@ def test_a_killed_run_resumes_to_the_same_result(changes, tune, monkeypatch, tmp
     weights = [(run / "model" / name).read_bytes() for run in (whole, killed)]
     assert weights[0] == weights[1]
     assert (whole / "predictions.jsonl").read_text() == (killed / "predictions.jsonl").read_text()
+
+
+def test_a_run_of_epochs_stopped_before_its_first_checkpoint_starts_again(
+    tune, monkeypatch, tmp_path
+):
+    original = Flow.on_step_begin
+
+    def on_step_begin(self, args, state, control, **more):
+        raise TrainingError("as if killed")
+
+    monkeypatch.setattr(Flow, "on_step_begin", on_step_begin)
+    with pytest.raises(TrainingError, match="as if killed"):
+        tune(steps=None, epochs=0.3)
+    monkeypatch.setattr(Flow, "on_step_begin", original)
+    # Three tenths of 40 examples, four a step.
+    assert tune(steps=None, epochs=0.3, resume=True)["steps"] == 3
+
+
+def test_an_adapter_does_not_continue_on_another_base(tune, inputs, tmp_path):
+    model = tmp_path / "bert"
+    shutil.copytree(inputs / "bert", model)
+    tune(method="lora", model=str(model))
+    weights = load_file(model / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="are not those that its adapter was begun on"):
+        tune(method="lora", model=str(model), resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed-bfloat16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_decoder_classifies_in_half_precision(precision, method, tune, inputs, tmp_path):
+    summary = tune(
+        model=str(inputs / "llama"),
+        precision=precision,
+        method=method,
+        optimizer="adarankgrad",
+        steps=2,
+    )
+    assert 0 < summary["val_loss"] < 2
 
 
 @pytest.mark.parametrize("task", ["classification", "instruction"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -82,6 +83,22 @@ def test_a_broken_file_is_named_with_the_place(name, content, match, tmp_path):
 def test_data_that_are_not_there_are_no_name_on_the_hub():
     with pytest.raises(UserError, match="'missing/films.csv' does not exist"):
         read_table("missing/films.csv")
+
+
+def test_a_dataset_of_the_hub_gives_the_names_of_its_classes(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, *, split):
+        asked.append((name, config, split))
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+        )
+        return datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    table = read_table("owner/films:small", split="validation")
+    assert asked == [("owner/films", "small", "validation")]
+    assert table.rows == [{"text": "a", "label": "yes"}, {"text": "b", "label": None}]
 
 
 def test_columns_are_found_whatever_their_case():

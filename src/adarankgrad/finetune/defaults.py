@@ -39,15 +39,14 @@ def with_optimizer(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def with_steps(config: FinetuneConfig, num_examples: int) -> FinetuneConfig:
-    """Decide the number of steps, and of those that warm up.
+    """Decide the number of steps, and of those that warm up; what is decided stays.
 
     Raises:
-        UserError: Neither steps nor epochs are given, or both, or more steps warm up.
+        UserError: More steps warm up than there are.
     """
-    check_duration(config)
     steps: int | None = config.steps
     if steps is None:
-        assert config.epochs is not None
+        assert config.epochs is not None  # as `check_duration` saw
         per_step = config.batch_size * config.gradient_accumulation
         steps = max(1, math.ceil(config.epochs * num_examples / per_step))
     warmup = default_warmup_steps(steps) if config.warmup_steps is None else config.warmup_steps

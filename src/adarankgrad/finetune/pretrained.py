@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adarankgrad.adapters.sara.checksum import checksum
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.presets import first_line
 
@@ -133,6 +135,14 @@ def build_empty(config: FinetuneConfig, task: Task, model_config: PretrainedConf
         return auto_model.from_config(
             model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
         )
+
+
+def checksum_of(model: Any) -> int:
+    """Return a fingerprint of a model's weights, new ones included."""
+    found = 0
+    for weight in model.state_dict().values():
+        found = zlib.crc32(checksum(weight).to_bytes(4, "big"), found)
+    return found
 
 
 def check_known(features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:

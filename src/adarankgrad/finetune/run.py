@@ -32,6 +32,7 @@ from adarankgrad.finetune.pretrained import (
     build_empty,
     check_folder,
     check_known,
+    checksum_of,
     fit_length,
     load_config,
     load_model,
@@ -42,6 +43,7 @@ from adarankgrad.finetune.tasks.find import find_task
 from adarankgrad.finetune.tasks.interface import Encoded, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
 from adarankgrad.train.display import Display
+from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import (
     DATA_FOLDER,
@@ -63,7 +65,12 @@ from adarankgrad.train.loop import (
     run_in_folder,
 )
 from adarankgrad.train.measure import reset_peak_memory
-from adarankgrad.train.settings import given_settings, resolve_device, settings_to_resume
+from adarankgrad.train.settings import (
+    RUN_NAME,
+    given_settings,
+    resolve_device,
+    settings_to_resume,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -144,8 +151,9 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         checkpoint = checkpoint_to_resume(config, run_dir, display)
     check_folder(config.model)
     is_new = checkpoint is None
-    if is_new and not resume:
+    if not resume or config.steps is None:
         check_duration(config)
+    if is_new:
         check_inputs_outside(run_dir, [*input_files(config), Path(config.model).expanduser()])
     device = resolve_device(config.device)
     config = with_optimizer(config)
@@ -158,8 +166,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     task.check_tokenizer(tokenizer, examples.columns)
     model_config = load_config(config, task)
     model_config.pad_token_id = tokenizer.pad_token_id
-    if is_new:
-        config = with_steps(config, len(examples.train))
+    config = with_steps(config, len(examples.train))
     task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
     method.check(build_empty(config, task, model_config))
@@ -186,6 +193,9 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     train, validation = (_encode(run, name) for name in ("train", "validation"))
     reset_peak_memory(run.device)
     model, new_weights = load_model(run.config, run.task, run.model_config)
+    base_checksum = checksum_of(model)
+    if run.checkpoint is not None:
+        _check_base(run, base_checksum)
     if new_weights:
         run.display.say(f"new weights, from the seed: {', '.join(new_weights)}")
     if run.config.precision == "bfloat16":
@@ -201,11 +211,26 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
             "training_examples": len(run.examples.train),
             "validation_examples": len(run.examples.validation),
             "new_weights": new_weights,
+            "base_checksum": base_checksum,
         }
         create_run_folder(run.run_dir, run.config, info)
         save_examples(run.run_dir / DATA_FOLDER, run.examples, run.tokenizer)
     trainer = fit(run, _parts(run, prepared, train, validation))
     return _finish(run, trainer, prepared, validation)
+
+
+def _check_base(run: _Run, base_checksum: int) -> None:
+    """Refuse to continue an adapter on other weights than those it was begun on.
+
+    Raises:
+        UserError: They are others.
+    """
+    info = json.loads((run.run_dir / RUN_NAME).read_text(encoding="utf-8"))
+    if run.config.method != "full" and info["base_checksum"] != base_checksum:
+        raise UserError(
+            f"cannot resume {run.run_dir}: the weights of {run.config.model} are not those that "
+            f"its adapter was begun on. Put them back, or start again with --overwrite."
+        )
 
 
 def _encode(run: _Run, name: str) -> Encoded:

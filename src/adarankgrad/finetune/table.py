@@ -223,5 +223,7 @@ def _from_hub(name: str, split: str) -> Table:
     for column, feature in dataset.features.items():
         if isinstance(feature, ClassLabel):
             for row in rows:
-                row[column] = feature.int2str(row[column])
+                # Parts without labels have -1.
+                is_known = row[column] is not None and row[column] >= 0
+                row[column] = feature.int2str(row[column]) if is_known else None
     return Table(name, tuple(dataset.column_names), rows)

@@ -77,7 +77,7 @@ class Instruction(LanguageTask):
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:
-        """Tokenize; long conversations lose their end, and those without any answer are refused."""
+        """Tokenize; long conversations lose their end, and are left out if no answer remains."""
         features: list[Feature] = []
         num_cut = 0
         for example in examples:
@@ -85,8 +85,9 @@ class Instruction(LanguageTask):
             num_cut += len(tokens) > max_length
             tokens, labels = tokens[:max_length], labels[:max_length]
             mask = [1] * len(tokens)
-            features.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
-        if not any(set(feature["labels"][1:]) - {IGNORED} for feature in features):
+            if set(labels[1:]) - {IGNORED}:
+                features.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
+        if not features:
             raise UserError(
                 f"no answer begins within {max_length} tokens: raise --max-length, or shorten the "
                 "prompts."
