@@ -149,21 +149,14 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         settings = settings_to_resume(run_dir, given_settings(config), FinetuneConfig)
         config = FinetuneConfig.from_settings(settings)
         checkpoint = checkpoint_to_resume(config, run_dir, display)
-    check_folder(config.model)
-    is_new = checkpoint is None
     if not resume or config.steps is None:
         check_duration(config)
-    if is_new:
-        check_inputs_outside(run_dir, [*input_files(config), Path(config.model).expanduser()])
+    check_folder(config.model)
     device = resolve_device(config.device)
     config = with_optimizer(config)
     task = find_task(config)
     method = find_method(config, task)
-    data = run_dir / DATA_FOLDER
-    tokenizer = load_tokenizer(config, None if is_new else data / "tokenizer")
-    examples = load_examples(config, task) if is_new else saved_examples(data)
-    task.prepare(examples.train, examples.validation)
-    task.check_tokenizer(tokenizer, examples.columns)
+    examples, tokenizer = _read_data(config, run_dir, task, is_saved=checkpoint is not None)
     model_config = load_config(config, task)
     model_config.pad_token_id = tokenizer.pad_token_id
     config = with_steps(config, len(examples.train))
@@ -186,6 +179,22 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     )
 
 
+def _read_data(
+    config: FinetuneConfig, run_dir: Path, task: Task, *, is_saved: bool
+) -> tuple[Examples, Any]:
+    """Read examples and tokenizer, from the run folder where they are saved; check both."""
+    if is_saved:
+        tokenizer = load_tokenizer(config, run_dir / DATA_FOLDER / "tokenizer")
+        examples = saved_examples(run_dir / DATA_FOLDER)
+    else:
+        check_inputs_outside(run_dir, [*input_files(config), Path(config.model).expanduser()])
+        tokenizer = load_tokenizer(config)
+        examples = load_examples(config, task)
+    task.prepare(examples.train, examples.validation)
+    task.check_tokenizer(tokenizer, examples.columns)
+    return examples, tokenizer
+
+
 def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     """Train what was found to be sound."""
     for note in run.examples.notes:
@@ -205,18 +214,24 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     model.config.use_cache = False
     prepared = run.method.prepare(model)
     if run.checkpoint is None:
-        info = {
-            **describe_run(run, command, model, prepared.groups),
-            "task": run.config.task,
-            "training_examples": len(run.examples.train),
-            "validation_examples": len(run.examples.validation),
-            "new_weights": new_weights,
-            "base_checksum": base_checksum,
-        }
-        create_run_folder(run.run_dir, run.config, info)
-        save_examples(run.run_dir / DATA_FOLDER, run.examples, run.tokenizer)
+        started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
+        _create_folder(run, command, prepared, started_from)
     trainer = fit(run, _parts(run, prepared, train, validation))
     return _finish(run, trainer, prepared, validation)
+
+
+def _create_folder(
+    run: _Run, command: list[str], prepared: Prepared, started_from: dict[str, Any]
+) -> None:
+    info = {
+        **describe_run(run, command, prepared.model, prepared.groups),
+        "task": run.config.task,
+        "training_examples": len(run.examples.train),
+        "validation_examples": len(run.examples.validation),
+        **started_from,
+    }
+    create_run_folder(run.run_dir, run.config, info)
+    save_examples(run.run_dir / DATA_FOLDER, run.examples, run.tokenizer)
 
 
 def _check_base(run: _Run, base_checksum: int) -> None:
@@ -287,8 +302,9 @@ def _finish(
     outcome = run.task.evaluate(
         model, validation.features, run.examples.validation, run.tokenizer, is_final=True
     )
-    lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
-    write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
+    if outcome.predictions:
+        lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
+        write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
     summary = summarize(run.config, run.run_dir, trainer, outcome.metrics, best_step)
     run.method.save_beside(model, run.run_dir)
 

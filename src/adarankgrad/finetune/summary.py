@@ -23,7 +23,9 @@ def summarize(
     """Collect the numbers of summary.json; `metrics` are those of the best checkpoint."""
     summary = summarize_run(config, run_dir, trainer)
     weights = list(trainer.recorder.optimizer.param_groups)
-    paths = {**summary.pop("paths"), "predictions": str(run_dir / PREDICTIONS_NAME)}
+    paths = summary.pop("paths")
+    if (run_dir / PREDICTIONS_NAME).exists():
+        paths["predictions"] = str(run_dir / PREDICTIONS_NAME)
     return {
         "task": config.task,
         "method": config.method,

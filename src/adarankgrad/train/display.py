@@ -102,7 +102,10 @@ def _metrics(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the numbers of a finished run as a table."""
-    table = Table(title=f"{summary['optimizer']}, {summary['steps']} steps", title_justify="left")
+    method = summary.get("method", "full")
+    adapter = "" if method == "full" else f"{method}, "
+    title = f"{adapter}{summary['optimizer']}, {summary['steps']} steps"
+    table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     adamw = summary["adamw_projected_state_bytes"]
