@@ -21,12 +21,13 @@ ALLOWED_LAYERS = {
     "reference": set(),
     **{layer: {"core"} for layer in METHODS},
     "train": {"core", *METHODS},
+    "finetune": {"core", "train", *METHODS},
     "integrations": {"core", "train", *METHODS},
-    "compare": {"train"},
+    "compare": {"train", "finetune"},
     "memory_plan": {"core", "optim", "train"},
     "fetch": {"train"},
     "generate": {"train"},
-    "cli": {"train", "compare", "memory_plan", "fetch", "generate"},
+    "cli": {"train", "finetune", "compare", "memory_plan", "fetch", "generate"},
     "root": {"core", "optim"},
 }
 # Layers that a user gets with `pip install adarankgrad`, without the extra.

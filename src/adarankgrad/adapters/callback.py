@@ -13,7 +13,30 @@ from .interface import StepHook
 STATE_NAME = "adapter_steps.pt"
 
 
-class AdapterCallback(TrainerCallback):
+class StepCallback(TrainerCallback):
+    """Calls a hook around every optimizer step of a `Trainer`, and keeps nothing.
+
+    Args:
+        hook: from an adapter's ``step_hook``.
+    """
+
+    def __init__(self, hook: StepHook) -> None:
+        self.hook = hook
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are final: summed over micro-batches and processes, and clipped."""
+        self.hook.before_optimizer_step(state.global_step + 1)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The optimizer has stepped, the scheduler has not."""
+        self.hook.on_optimizer_step(state.global_step + 1)
+
+
+class AdapterCallback(StepCallback):
     """Calls a hook around every optimizer step of a `Trainer`.
 
     Its state is written to ``adapter_steps.pt`` in each checkpoint, and read from the checkpoint
@@ -26,7 +49,7 @@ class AdapterCallback(TrainerCallback):
     """
 
     def __init__(self, hook: StepHook, *, checkpoint: str | Path | None = None) -> None:
-        self.hook = hook
+        super().__init__(hook)
         self.checkpoint = checkpoint
 
     def on_train_begin(
@@ -44,18 +67,6 @@ class AdapterCallback(TrainerCallback):
                 "the checkpoint's folder with AdapterCallback(hook, checkpoint=...)"
             )
         self.hook.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Gradients are final: summed over micro-batches and processes, and clipped."""
-        self.hook.before_optimizer_step(state.global_step + 1)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The optimizer has stepped, the scheduler has not."""
-        self.hook.on_optimizer_step(state.global_step + 1)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

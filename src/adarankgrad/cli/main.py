@@ -16,6 +16,7 @@ from adarankgrad.train.errors import DivergedError, Interrupted, TrainingError, 
 _EXTRA = 'needs packages that are not installed: pip install "adarankgrad[train]"'
 _COMMANDS = (
     ("adarankgrad.cli.train", "train"),
+    ("adarankgrad.cli.finetune", "finetune"),
     ("adarankgrad.cli.compare", "compare"),
     ("adarankgrad.cli.tune", "tune"),
     ("adarankgrad.cli.plan", "plan"),

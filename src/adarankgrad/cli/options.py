@@ -30,7 +30,7 @@ def option_for(spec: Field[Any], short_flag: str | None = None) -> inspect.Param
         return _switch_for(spec)
     default = (
         ""
-        if spec.default is None or not isinstance(spec.default, str | int | float)
+        if spec.default in (None, "") or not isinstance(spec.default, str | int | float)
         else (f"  [default: {spec.default}]")
     )
     declaration = typer.Option(

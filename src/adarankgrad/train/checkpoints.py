@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,10 +81,17 @@ def newest_intact(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, warnings
 
 
-def remove_old(run_dir: Path, num_kept: int) -> None:
-    """Delete all but the newest checkpoints, and what a kill left half-written."""
+def remove_old(run_dir: Path, num_kept: int, steps_kept: Collection[int | None] = ()) -> None:
+    """Delete all but the newest checkpoints, and what a kill left half-written.
+
+    Args:
+        run_dir: The run folder.
+        num_kept: How many of the newest to keep.
+        steps_kept: Steps whose checkpoints are kept besides.
+    """
     for checkpoint in list_checkpoints(run_dir)[num_kept:]:
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        if checkpoint.step not in steps_kept:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
     remove_partial(run_dir / CHECKPOINTS_FOLDER)
 
 

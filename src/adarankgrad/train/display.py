@@ -91,9 +91,22 @@ def step_numbers(row: dict[str, Any]) -> str:
     )
 
 
+def _metrics(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return perplexity, or the metrics of a task but for its loss, by name."""
+    metrics = summary.get("metrics", {"perplexity": summary["perplexity"]})
+    return [
+        (name.replace("_", " "), format_number(value, 2 if name == "perplexity" else 4))
+        for name, value in metrics.items()
+        if name != "loss"
+    ]
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the numbers of a finished run as a table."""
-    table = Table(title=f"{summary['optimizer']}, {summary['steps']} steps", title_justify="left")
+    method = summary.get("method", "full")
+    adapter = "" if method == "full" else f"{method}, "
+    title = f"{adapter}{summary['optimizer']}, {summary['steps']} steps"
+    table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     adamw = summary["adamw_projected_state_bytes"]
@@ -104,7 +117,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         *([] if batch is None else [("batch at the end", format_count(batch))]),
         ("training loss", format_number(summary["train_loss"])),
         ("validation loss", format_number(summary["val_loss"])),
-        ("perplexity", format_number(summary["perplexity"], 2)),
+        *_metrics(summary),
         ("mean rank", format_number(summary["mean_rank"], 1)),
         ("skipped steps", format_count(summary["skipped_steps"])),
         ("optimizer state", format_bytes(summary["state_bytes"])),

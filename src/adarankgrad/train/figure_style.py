@@ -33,6 +33,7 @@ METHOD_COLOURS = {
     "SaRA": "#d6409f",
     "SoRA": "#8d6e63",
     "PRILoRA": "#93a01c",
+    "LoRA": "#c2880f",
     "SGD": "#7a8699",
     "Orthogonalized SGD": "#4f7a6b",
     "AdaGradNorm": "#62b6d6",

@@ -44,7 +44,8 @@ def loss_figure(runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT) 
     styles = {method: cycle(LINE_STYLES) for method in {run.method for run in runs.values()}}
     for label, run in runs.items():
         _draw_losses(axes, run, "" if len(runs) == 1 else f"{label}, ", next(styles[run.method]))
-    _use_loss_axis(axes)
+    is_per_token = all(run.summary.get("perplexity") is not None for run in runs.values())
+    _use_loss_axis(axes, "loss (nats per token)" if is_per_token else "loss")
     use_count_axis(axes, "training tokens")
     axes.set_xlim(left=0)
     if axes.get_legend_handles_labels()[0]:
@@ -143,9 +144,9 @@ def _smooth(losses: Sequence[float]) -> list[float]:
     return [float(np.mean(values[max(0, i - reach) : i + reach + 1])) for i in range(len(values))]
 
 
-def _use_loss_axis(axes: Axes) -> None:
+def _use_loss_axis(axes: Axes, label: str) -> None:
     """Use a log axis with plain labels, dense enough for the short range that losses cover."""
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(label)
     drawn = [
         value
         for line in axes.get_lines()

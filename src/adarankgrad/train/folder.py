@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import PARTIAL_PREFIX, is_writable_target, write_atomic
 from adarankgrad.train.lock import LOCK_NAME
-from adarankgrad.train.settings import CONFIG_NAME
+from adarankgrad.train.settings import CONFIG_NAME, RUN_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
-RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
 TOKENS_FOLDER = "tokens"
+DATA_FOLDER = "data"
+ADAPTER_FOLDER = "adapter"
+PREDICTIONS_NAME = "predictions.jsonl"
 MODEL_FOLDER = "model"
 TENSORBOARD_FOLDER = "tensorboard"
 SPARSITY_NAME = "sparsity.json"
@@ -33,6 +35,9 @@ _OUR_NAMES = {
     SUMMARY_NAME,
     SPARSITY_NAME,
     TOKENS_FOLDER,
+    DATA_FOLDER,
+    ADAPTER_FOLDER,
+    PREDICTIONS_NAME,
     MODEL_FOLDER,
     TENSORBOARD_FOLDER,
     "checkpoints",

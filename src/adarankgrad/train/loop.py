@@ -92,6 +92,10 @@ class Parts:
         eval_dataset: Examples to validate on; for the loss, where there is no `evaluation`.
         collate: From examples to a batch; None stacks equal tensors.
         evaluation: From the model to its loss and metrics, in place of the loss alone.
+        best_metric: What the best checkpoint is told by, which is kept; None for none.
+        compute_loss: From outputs, labels and the number of labels of a step to its loss; None for
+            the model's own.
+        averages_examples: The model's own loss is a mean over the examples of a micro-batch.
         callbacks: Called around steps.
         stateful: What else a checkpoint holds, by the name of its file.
     """
@@ -103,6 +107,9 @@ class Parts:
     eval_dataset: Dataset[Any] | None
     collate: Callable[[list[Any]], dict[str, Any]] | None = None
     evaluation: Evaluation | None = None
+    best_metric: str | None = None
+    compute_loss: Callable[..., Tensor] | None = None
+    averages_examples: bool = False
     callbacks: Sequence[TrainerCallback] = ()
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
@@ -206,6 +213,11 @@ def run_methods(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> li
     return [method for method in methods if method is not None]
 
 
+def num_samples(config: RunConfig) -> int:
+    """Return how many examples a run takes, passes over the data included."""
+    return config.samples_per_step * config.steps
+
+
 def describe_run(
     request: Request, command: list[str], model: nn.Module, groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -219,6 +231,7 @@ def describe_run(
     """
     is_cuda = request.device.type == "cuda"
     return {
+        "subcommand": request.config.command,
         "command": command,
         **describe_environment(),
         "device": torch.cuda.get_device_name(request.device) if is_cuda else "cpu",
@@ -267,6 +280,8 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         request.display,
         stop,
         evaluation=parts.evaluation,
+        best_metric=parts.best_metric,
+        averages_examples=parts.averages_examples,
         stateful=parts.stateful,
         methods=run_methods(config, parts.model, parts.optimizer),
         model=parts.model,
@@ -274,6 +289,7 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         train_dataset=parts.train_dataset,
         eval_dataset=parts.eval_dataset,
         data_collator=parts.collate,
+        compute_loss_func=parts.compute_loss,
         optimizers=(parts.optimizer, None),
         callbacks=[tensorboard(writer), *parts.callbacks],
     )

@@ -26,6 +26,7 @@ METHOD_NAMES = {
     "apollo": "Apollo",
     "fira": "Fira",
     "galore": "GaLore",
+    "lora": "LoRA",
     "muon": "Muon",
     "orthogonalized-sgd": "Orthogonalized SGD",
     "prilora": "PRILoRA",
@@ -69,8 +70,9 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """The optimizer's name as people write it, such as ``AdaRankGrad``."""
-        return method_name(self.optimizer)
+        """The name of adapter or optimizer as people write it, such as ``AdaRankGrad``."""
+        adapter = self.config.get("method", "full")
+        return method_name(self.optimizer if adapter == "full" else adapter)
 
     @property
     def command(self) -> str:

@@ -38,6 +38,7 @@ class Recorder:
     Attributes:
         num_samples: Samples that were trained on, earlier sessions included.
         gradient_bytes: The most that gradients held between a backward pass and its step.
+        best_step: Of the best evaluation so far, where one is looked for.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Recorder:
         self.num_samples = 0
         self._num_tokens = 0
         self._num_open_tokens = 0
+        self.best_step: int | None = None
+        self._best_score: list[float] = []
 
     def start_step(self) -> None:
         """Note that a step begins."""
@@ -139,6 +142,18 @@ class Recorder:
         self._append(METRICS_NAME, row)
         return row
 
+    def note_best(self, step: int, score: list[float]) -> bool:
+        """Remember an evaluation if it is the best so far, and tell whether it is.
+
+        Args:
+            step: When it was made.
+            score: Higher is better; of equal first numbers the second decides, and so on.
+        """
+        is_best = score > self._best_score
+        if is_best:
+            self.best_step, self._best_score = step, score
+        return is_best
+
     def sizes(self) -> StateSizes:
         """Measure the optimizer's state now."""
         return measure_state(self.optimizer, self.projected)
@@ -165,6 +180,8 @@ class Recorder:
             "num_samples": self.num_samples,
             "num_tokens": self._num_tokens,
             "num_open_tokens": self._num_open_tokens,
+            "best_step": self.best_step,
+            "best_score": self._best_score,
             "training_s": self.training_s,
             "optimizer_s": self.clock.seconds(),
             "elapsed_s": self.elapsed_s(),
@@ -180,6 +197,8 @@ class Recorder:
         self.num_samples = state["num_samples"]
         self._num_tokens = state["num_tokens"]
         self._num_open_tokens = state["num_open_tokens"]
+        self.best_step = state["best_step"]
+        self._best_score = state["best_score"]
         self.training_s = state["training_s"]
         self.clock.start_from(state["optimizer_s"])
         self._elapsed_before_s = state["elapsed_s"]

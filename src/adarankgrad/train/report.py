@@ -87,7 +87,7 @@ def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
         (
             "Validation loss",
             format_number(summary.get("val_loss"), 3),
-            f"perplexity {format_number(summary.get('perplexity'), 1)}",
+            _beside_loss(summary),
         ),
         (
             "State of projected weights",
@@ -125,6 +125,14 @@ def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     return entries
 
 
+def _beside_loss(summary: dict[str, Any]) -> str:
+    """Return the task's metric, where the run has a task, else the perplexity."""
+    metric = summary.get("best_metric", "loss")
+    if metric == "loss":
+        return f"perplexity {format_number(summary.get('perplexity'), 1)}"
+    return f"{metric} {format_number(summary['metrics'][metric], 3)}, at the best checkpoint"
+
+
 def plot_images(run: RunRecord) -> Iterator[tuple[str, str]]:
     """Draw the figures of a run as HTML, by name, for light and dark paper."""
     for name, draw in plot_makers(run).items():
@@ -142,7 +150,9 @@ def reproduction(run: RunRecord) -> str:
 
 
 def _title(run: RunRecord) -> str:
-    return f"{run.path.resolve().name}: a language model trained with {run.method}"
+    task = run.summary.get("task")
+    what = f"fine-tuned for {task}" if task else "a language model trained"
+    return f"{run.path.resolve().name}: {what} with {run.method}"
 
 
 def _opening(run: RunRecord) -> str:
@@ -175,10 +185,25 @@ def _sections(run: RunRecord) -> Iterator[str]:
         if name in images:
             note = page.paragraph(_PLOT_NOTES[name])
             yield page.section(title, note, images[name], is_half=name != "ranks")
+    if run.summary.get("task"):
+        yield page.section("Evaluations", *_evaluations(run))
     if run.layers:
         yield page.section("Layers at the end", *_layers(run))
     yield page.section("Settings", page.definitions(_flatten(run.config)))
     yield page.section("Run it again", reproduction(run))
+
+
+def _evaluations(run: RunRecord) -> Iterator[str]:
+    best = run.summary["best_step"]
+    yield page.paragraph(
+        f"The model is that of step {best}, the best by {run.summary['best_metric']}."
+    )
+    names = [name for name in run.evals[0] if name not in ("step", "tokens")]
+    heads = ["Step", *(name.replace("val_", "validation ").replace("_", " ") for name in names)]
+    rows = [
+        [str(row["step"]), *(format_number(row[name], 4) for name in names)] for row in run.evals
+    ]
+    yield page.table(heads, rows)
 
 
 def _layers(run: RunRecord) -> Iterator[str]:

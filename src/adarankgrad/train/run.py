@@ -32,6 +32,7 @@ from adarankgrad.train.loop import (
     describe_run,
     finish,
     fit,
+    num_samples,
     prepare_model,
     prepare_optimizer,
     run_in_folder,
@@ -216,13 +217,12 @@ def _create_folder(
 
 def _parts(config: TrainConfig, model: Any, streams: TokenStreams) -> Parts:
     optimizer, projected = prepare_optimizer(model, config)
-    num_samples = config.batch_size * config.gradient_accumulation * config.steps
     blocks = Blocks(streams.train, config.seq_len)
     return Parts(
         model=model,
         optimizer=optimizer,
         projected=projected,
-        train_dataset=Shuffled(blocks, num_samples, config.seed),
+        train_dataset=Shuffled(blocks, num_samples(config), config.seed),
         eval_dataset=Blocks(streams.validation, config.seq_len),
     )
 

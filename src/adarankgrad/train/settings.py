@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import MISSING, Field, asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from adarankgrad.train.run_config import RunConfig, read_toml
 if TYPE_CHECKING:
     import torch
 
+RUN_NAME = "run.json"
 CONFIG_NAME = "config.toml"
 _FREE_ON_RESUME = {"output", "device", "save_every", "keep_checkpoints"}
 PATH_SETTINGS = {"data", "validation", "model", "tokenizer"}
@@ -30,13 +32,18 @@ def resolve(config: _Config) -> _Config:
     if config.lr is None and spec.default_lr is None:
         raise UserError(f"{config.optimizer} has no default learning rate: give --lr.")
     default_plain_lr = spec.default_plain_lr if config.lr is None else config.lr
-    default_warmup = min(config.steps // 10, 1000)
+    default_warmup = default_warmup_steps(config.steps)
     return replace(
         config,
         lr=spec.default_lr if config.lr is None else config.lr,
         plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
         warmup_steps=default_warmup if config.warmup_steps is None else config.warmup_steps,
     )
+
+
+def default_warmup_steps(steps: int) -> int:
+    """Return how many steps warm up where nothing is said."""
+    return min(steps // 10, 1000)
 
 
 def settings_to_resume(
@@ -62,6 +69,7 @@ def settings_to_resume(
                 "again with all of them and --overwrite."
             )
         return given
+    _check_command(run_dir, config_class)
     saved = read_toml(path, config_class)
     specs = config_class.settings()
     settings = dict(saved)
@@ -73,6 +81,17 @@ def settings_to_resume(
         elif not is_same_setting(specs[name], value, saved.get(name)):
             raise UserError(_contradiction(run_dir, name, value, saved))
     return settings
+
+
+def _check_command(run_dir: Path, config_class: type[RunConfig]) -> None:
+    """Refuse to resume what another command began; its settings have other names."""
+    info = json.loads((run_dir / RUN_NAME).read_text(encoding="utf-8"))
+    command = info.get("subcommand", config_class.command)
+    if command != config_class.command:
+        raise UserError(
+            f"cannot resume {run_dir} with {config_class.command}: continue it with "
+            f"adarankgrad {command} --resume."
+        )
 
 
 def check_written_with(folder: Path, config: RunConfig) -> None:

@@ -10,11 +10,11 @@ from adarankgrad.train.folder import MODEL_FOLDER
 from adarankgrad.train.recorder import METRICS_NAME
 
 if TYPE_CHECKING:
-    from adarankgrad.train.config import TrainConfig
+    from adarankgrad.train.run_config import RunConfig
     from adarankgrad.train.trainer import RunTrainer
 
 
-def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[str, Any]:
+def summarize(config: RunConfig, run_dir: Path, trainer: RunTrainer) -> dict[str, Any]:
     """Collect the numbers of summary.json from a finished run."""
     rows = read_jsonl(run_dir / METRICS_NAME)
     last = [row for row in rows if "loss" in row][-1]
@@ -30,7 +30,7 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
         "tokens": last["tokens"],
         "train_loss": last["loss"],
         "val_loss": last_evaluation["val_loss"],
-        "perplexity": last_evaluation["perplexity"],
+        "perplexity": last_evaluation.get("perplexity"),
         "state_bytes": sizes.state_bytes,
         "projected_state_bytes": sizes.projected_state_bytes,
         "adamw_projected_state_bytes": sizes.adamw_projected_state_bytes,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, remove_old
+from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, list_checkpoints, remove_old
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.methods import Batch, Method, Step, count_samples
@@ -129,6 +129,8 @@ class RunTrainer(Trainer):
         stop: Whether to stop after the current step.
         evaluation: From the model to ``loss`` and other metrics; None for the loss of
             ``eval_dataset`` and its perplexity.
+        best_metric: What the best evaluation is told by, whose checkpoint is kept; None for none.
+        averages_examples: The model's loss is a mean over the examples of a micro-batch.
         stateful: What else a checkpoint holds, by the name of its file.
         methods: Act around steps.
         options: Passed on to transformers' `Trainer`.
@@ -143,6 +145,8 @@ class RunTrainer(Trainer):
         stop: StopRequest,
         *,
         evaluation: Evaluation | None = None,
+        best_metric: str | None = None,
+        averages_examples: bool = False,
         stateful: Mapping[str, Stateful] | None = None,
         methods: Sequence[Method] = (),
         **options: Any,
@@ -153,10 +157,14 @@ class RunTrainer(Trainer):
         self.methods = list(methods)
         self.stateful: dict[str, Stateful] = dict(stateful or {})
         self.stateful |= {f"{method.name}.pt": method for method in methods}
+        self.best_metric = best_metric
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
         super().__init__(**options)
+        if averages_examples:
+            # Else the loss of every micro-batch would count as its share of the step's.
+            self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         num_samples = len(options["train_dataset"])
         self.add_callback(Flow(config, recorder, display, stop, num_samples))
@@ -249,6 +257,11 @@ class RunTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        if self.best_metric is not None:
+            score = [-metrics["eval_loss"]]
+            if self.best_metric != "loss":
+                score.insert(0, metrics[f"eval_{self.best_metric}"])
+            self.control.should_save |= self.recorder.note_best(self.state.global_step, score)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -308,7 +321,8 @@ class RunTrainer(Trainer):
                 f"could not save the checkpoint of step {step} ({first_line(error)}). "
                 f"Earlier ones are kept in {checkpoint_path(self.run_dir, step).parent}."
             ) from error
-        remove_old(self.run_dir, self.run_config.keep_checkpoints)
+        kept = list_checkpoints(self.run_dir)[: self.run_config.keep_checkpoints]
+        remove_old(self.run_dir, self.run_config.keep_checkpoints, _best_steps(kept))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load tensors and plain values; objects, which could run code, end the resume.
@@ -335,12 +349,28 @@ class RunTrainer(Trainer):
                 "Start again with --overwrite."
             ) from error
 
+    def restore(self, checkpoint: Path) -> None:
+        """Go back to the weights, the optimizer's state and whatever else a checkpoint holds."""
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_optimizer_and_scheduler(str(checkpoint))
+
     def not_finite(self, what: str, step: int) -> DivergedError:
         """Return the error that ends a run at a step, and says what to do."""
         return DivergedError(
             f"{what} at step {step}. Lower --lr, or give more "
             f"--warmup-steps; checkpoints up to here are kept in {self.run_dir / 'checkpoints'}."
         )
+
+
+def _best_steps(checkpoints: list[Checkpoint]) -> set[int | None]:
+    """Return the best steps so far as checkpoints name them: a resume from each needs its own."""
+    steps = set()
+    for checkpoint in checkpoints:
+        try:
+            steps.add(read_session(checkpoint)["best_step"])
+        except (OSError, ValueError, KeyError):  # a damaged one is not resumed from
+            continue
+    return steps
 
 
 def read_session(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Which settings a fine-tuning run really uses: optimizer, learning rate, steps, warm-up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from adarankgrad.finetune.config import FinetuneConfig
+from adarankgrad.train.errors import UserError
+from adarankgrad.train.optimizers import find_optimizer
+from adarankgrad.train.settings import default_warmup_steps
+
+# Places to start from, in docs/finetune.md; none is the best of a grid.
+_FULL_LR = 5e-5
+_LOW_RANK_LR = 2e-4
+_ADAPTER_LRS = {"lora": 5e-4, "prilora": 5e-4, "sora": 8e-4, "sara": 5e-4}
+
+
+def with_optimizer(config: FinetuneConfig) -> FinetuneConfig:
+    """Decide optimizer and learning rates.
+
+    Raises:
+        UserError: The optimizer is unknown.
+    """
+    is_full = config.method == "full"
+    optimizer = config.optimizer or ("adarankgrad" if is_full else "adamw")
+    is_low_rank = find_optimizer(optimizer).is_low_rank
+    if not is_full:
+        lr = _ADAPTER_LRS[config.method] if config.lr is None else config.lr
+        return replace(config, optimizer=optimizer, lr=lr)
+    default_lr = _LOW_RANK_LR if is_low_rank else _FULL_LR
+    default_plain_lr = _FULL_LR if config.lr is None else config.lr
+    return replace(
+        config,
+        optimizer=optimizer,
+        lr=default_lr if config.lr is None else config.lr,
+        plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
+    )
+
+
+def with_steps(config: FinetuneConfig, num_examples: int) -> FinetuneConfig:
+    """Decide the number of steps, and of those that warm up; what is decided stays.
+
+    Raises:
+        UserError: More steps warm up than there are.
+    """
+    steps: int | None = config.steps
+    if steps is None:
+        assert config.epochs is not None  # as `check_duration` saw
+        per_step = config.batch_size * config.gradient_accumulation
+        steps = max(1, math.ceil(config.epochs * num_examples / per_step))
+    warmup = default_warmup_steps(steps) if config.warmup_steps is None else config.warmup_steps
+    if warmup > steps:
+        raise UserError(f"warmup_steps = {warmup} is more than the {steps} steps.")
+    return replace(config, steps=steps, warmup_steps=warmup)
+
+
+def check_duration(config: FinetuneConfig) -> None:
+    """See that exactly one of steps and epochs is given.
+
+    Raises:
+        UserError: It is not.
+    """
+    if (config.steps is None) == (config.epochs is None):
+        raise UserError("how long to train: give --steps or --epochs, one of them.")

@@ -1,0 +1,233 @@
+"""What of a model is trained, and what comes out: all weights, or an adapter."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adarankgrad.adapters.interface import Adapter, StepHook, find_adapter, import_with_hint
+from adarankgrad.optim.groups import Group
+from adarankgrad.reparam import export_plain
+from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.folder import ADAPTER_FOLDER
+from adarankgrad.train.loop import prepare_model, prepare_optimizer
+from adarankgrad.train.optimizers import (
+    build_optimizer,
+    group_parameters,
+    projected_parameters,
+    widen_corrected_weights,
+)
+from adarankgrad.train.presets import checkpoint_activations
+
+if TYPE_CHECKING:
+    from adarankgrad.finetune.config import FinetuneConfig
+    from adarankgrad.finetune.tasks.interface import Task
+
+_SMALLEST_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to train.
+
+    Attributes:
+        model: With what is trained.
+        optimizer: Of it.
+        projected: Weights that count as projected.
+        groups: The optimizer's groups, by name.
+        hook: What the method does around steps; None for nothing.
+    """
+
+    model: Any
+    optimizer: Optimizer
+    projected: list[Tensor]
+    groups: list[Group]
+    hook: StepHook | None = None
+
+
+class Method(ABC):
+    """One way to fine-tune a model.
+
+    Args:
+        config: The settings.
+        task: What is learnt.
+    """
+
+    def __init__(self, config: FinetuneConfig, task: Task) -> None:
+        self.config = config
+        self.task = task
+
+    @abstractmethod
+    def check(self, empty_model: Any) -> None:
+        """See on a model without memory that settings and model fit; a `UserError` says why not."""
+
+    @abstractmethod
+    def apply(self, model: Any, new_weights: list[str]) -> Any:
+        """Give a model what is trained, in place; before it moves to its device."""
+
+    @abstractmethod
+    def prepare(self, model: Any) -> Prepared:
+        """Build the optimizer of a model from `apply`."""
+
+    @abstractmethod
+    def save(self, model: Any, optimizer: Optimizer, folder: Path) -> None:
+        """Write what plain transformers or peft load; training cannot go on afterwards."""
+
+    def save_beside(self, model: Any, run_dir: Path) -> None:  # noqa: B027 - most have nothing
+        """Write what else the run folder is to hold, before `save`."""
+
+
+class Full(Method):
+    """Every weight is trained."""
+
+    def check(self, empty_model: Any) -> None:
+        """See that the optimizer takes the model."""
+        prepare_optimizer(prepare_model(empty_model, self.config), self.config)
+
+    def apply(self, model: Any, new_weights: list[str]) -> Any:
+        """Train by powers and compute activations again, where the settings ask for it."""
+        return prepare_model(model, self.config)
+
+    def prepare(self, model: Any) -> Prepared:
+        """Build the optimizer, hooks included."""
+        optimizer, projected = prepare_optimizer(model, self.config)
+        return Prepared(model, optimizer, projected, group_parameters(model, self.config))
+
+    def save(self, model: Any, optimizer: Optimizer, folder: Path) -> None:
+        """Write a plain model."""
+        widen_corrected_weights(model, optimizer)
+        export_plain(model)
+        model.save_pretrained(folder)
+
+
+class Adapted(Method):
+    """An adapter is trained, with the head if that is new."""
+
+    def __init__(self, config: FinetuneConfig, task: Task) -> None:
+        super().__init__(config, task)
+        self.adapter = _find(config.method)
+        allowed = [spec.name for spec in fields(self.adapter.Config)]
+        for name in config.adapter:
+            if name not in allowed:
+                raise unknown_name(f"setting of {config.method}", name, allowed)
+        self.settings = self._settings([])
+
+    def check(self, empty_model: Any) -> None:
+        """See that the targets are there; SaRA selects by weights, which are not."""
+        if self.config.method != "sara":
+            self.apply(empty_model, [])
+
+    def apply(self, model: Any, new_weights: list[str]) -> Any:
+        """Add the adapter."""
+        self.settings = self._settings(new_weights)
+        if self.config.activation_checkpointing:
+            checkpoint_activations(model)
+        try:
+            return self.adapter.apply(model, self.settings)
+        except ValueError as error:
+            raise UserError(f"--method {self.config.method}: {error}.") from error
+
+    def prepare(self, model: Any) -> Prepared:
+        """Build the optimizer of what is trained, and the hook."""
+        config = self.config
+        assert config.lr is not None and config.steps is not None
+        found = self.adapter.param_groups(
+            model, self.settings, lr=config.lr, weight_decay=config.weight_decay
+        )
+        groups = _divide(found, model)
+        optimizer = build_optimizer(groups, config)
+        try:
+            hook = self.adapter.step_hook(
+                model, self.settings, num_steps=config.steps, optimizer=optimizer
+            )
+        except ValueError as error:
+            raise UserError(f"--method {config.method}: {error}.") from error
+        return Prepared(model, optimizer, projected_parameters(groups), groups, hook)
+
+    def save(self, model: Any, optimizer: Optimizer, folder: Path) -> None:
+        """Write an adapter of peft; of SaRA, the whole model with the adapter in its weights."""
+        if self.config.method == "sara":
+            _sara().merge(model).save_pretrained(folder)
+            return
+        self.adapter.export(model, folder)
+        # Names and number of classes, for a base model that does not know them.
+        model.config.save_pretrained(folder)
+
+    def save_beside(self, model: Any, run_dir: Path) -> None:
+        """Write SaRA's values by themselves too."""
+        if self.config.method == "sara":
+            self.adapter.export(model, run_dir / ADAPTER_FOLDER)
+
+    def _settings(self, new_weights: list[str]) -> Any:
+        """Return the adapter's settings; new weights are trained in full."""
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.config.adapter.items()
+        }
+        if self.config.method == "sara":
+            implied: dict[str, Any] = {"seed": self.config.seed}
+            if new_weights:
+                implied["train_fully"] = [f"^{re.escape(name)}$" for name in new_weights]
+        else:
+            implied = {"task_type": self.task.adapter_type, **_new_modules(new_weights)}
+        try:
+            return self.adapter.Config(**{**implied, **given})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--adapter: {error}.") from error
+
+
+def find_method(config: FinetuneConfig, task: Task) -> Method:
+    """Return the method of a run.
+
+    Raises:
+        UserError: A setting of it is unknown or out of range, or a package is missing.
+    """
+    if config.method == "full":
+        return Full(config, task)
+    return Adapted(config, task)
+
+
+def _find(name: str) -> Adapter:
+    try:
+        if name == "lora":
+            return cast(Adapter, import_with_hint("adarankgrad.finetune.plain_lora"))
+        return find_adapter(name)
+    except ImportError as error:
+        raise UserError(f"--method {name}: {error}") from error
+
+
+def _sara() -> Any:
+    return find_adapter("sara")
+
+
+def _new_modules(new_weights: list[str]) -> dict[str, Any]:
+    """Return which modules are trained and saved whole, and no target of an adapter."""
+    modules = {name.rpartition(".")[0] for name in new_weights}
+    names = sorted({"pooler" if ".pooler" in name else name.split(".")[-1] for name in modules})
+    if not names:
+        return {}
+    return {
+        "modules_to_save": names,
+        "exclude_modules": rf"(.*\.)?({'|'.join(map(re.escape, names))})(\..*)?",
+    }
+
+
+def _divide(groups: list[Group], model: nn.Module) -> list[Group]:
+    """Name the weights of groups, and tell matrices, which may be projected, from the rest."""
+    names = {id(param): name for name, param in model.named_parameters()}
+    divided: list[Group] = []
+    for group in groups:
+        parts: dict[bool, list[tuple[str, Tensor]]] = {True: [], False: []}
+        for param in group["params"]:
+            is_matrix = param.dim() == 2 and min(param.shape) >= _SMALLEST_SIDE
+            parts[is_matrix].append((names[id(param)], param))
+        for is_matrix, params in parts.items():
+            stacked = {"stacked": False} if is_matrix else {}
+            divided.append({**group, "params": params, "project": is_matrix, **stacked})
+    return [group for group in divided if group["params"]]

@@ -1,0 +1,1 @@
+"""What there is to learn: one thin file a task, in one shape (`interface`)."""

@@ -1,0 +1,33 @@
+"""From a task's name to the task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adarankgrad.finetune.tasks.causal_lm import CausalLM
+from adarankgrad.finetune.tasks.classification import Classification, PairClassification
+from adarankgrad.finetune.tasks.instruction import Instruction
+from adarankgrad.finetune.tasks.masked_lm import MaskedLM
+from adarankgrad.finetune.tasks.regression import Regression
+
+if TYPE_CHECKING:
+    from adarankgrad.finetune.config import FinetuneConfig
+    from adarankgrad.finetune.tasks.interface import Task
+
+_TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "pair-classification": PairClassification,
+    "regression": Regression,
+    "causal-lm": CausalLM,
+    "instruction": Instruction,
+    "masked-lm": MaskedLM,
+}
+
+
+def find_task(config: FinetuneConfig) -> Task:
+    """Return the task of a run.
+
+    Raises:
+        UserError: The metric is none of the task's.
+    """
+    return _TASKS[config.task](config)

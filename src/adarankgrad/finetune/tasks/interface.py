@@ -1,0 +1,180 @@
+"""The shape that every task has: from rows to examples, features, batches and metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from adarankgrad.finetune.columns import Columns
+from adarankgrad.finetune.table import Row, Table
+from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.tokens import Shuffled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adarankgrad.finetune.config import FinetuneConfig
+
+Example = dict[str, Any]
+"""What is learnt from, as plain values: texts and a label."""
+Feature = dict[str, Any]
+"""What a model reads: lists of numbers under the names of its arguments, and ``labels``."""
+
+IGNORED = -100
+"""Label of tokens that are not learnt."""
+_PADDING = {"attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+
+
+class Encoded(NamedTuple):
+    """Features, and how many examples had to be cut."""
+
+    features: list[Feature]
+    num_cut: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: ``loss`` and others.
+        predictions: One plain dict an example, in the order of the examples; may be empty.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Task(ABC):
+    """One kind of task, with the settings of a run.
+
+    Attributes:
+        config: The settings.
+        model_class: The class of transformers that loads a model for it.
+        adapter_type: What peft calls it; None where peft has no name.
+        metrics: Names that the best checkpoint may be chosen by, the default first.
+        has_new_head: A pretrained model may lack the head, which then starts at random.
+        compute_loss: From outputs, labels and the number of labels of a step to the loss; None
+            for the model's own, the mean over examples.
+    """
+
+    model_class: ClassVar[str]
+    adapter_type: ClassVar[str | None] = None
+    metrics: ClassVar[tuple[str, ...]]
+    has_new_head: ClassVar[bool] = False
+    compute_loss: Callable[..., Tensor] | None = None
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+        if config.metric is not None and config.metric not in self.metrics:
+            raise unknown_name(f"metric of {config.task}", config.metric, list(self.metrics))
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that the best checkpoint is chosen by."""
+        return self.config.metric or self.metrics[0]
+
+    @abstractmethod
+    def columns(self, table: Table) -> Columns:
+        """Find the columns; a `UserError` says which are missing."""
+
+    @abstractmethod
+    def example(self, row: Row, columns: Columns, where: str) -> Example:
+        """Return the example of a row; a `UserError` names the row."""
+
+    def prepare(  # noqa: B027 - texts fit as they are
+        self, train: Sequence[Example], validation: Sequence[Example]
+    ) -> None:
+        """See that the examples fit the task and each other, and note what the model needs."""
+
+    def stratum(self, example: Example) -> Hashable:
+        """Return what a random part of the examples must have its share of."""
+        return None
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return settings of the model's configuration that the examples decide."""
+        return {}
+
+    def check_tokenizer(  # noqa: B027 - most tasks take any
+        self, tokenizer: PreTrainedTokenizerBase, columns: Columns
+    ) -> None:
+        """See that a tokenizer can do what the task needs."""
+
+    @abstractmethod
+    def encode(
+        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Encoded:
+        """Turn examples into features of at most ``max_length`` tokens."""
+
+    def training_data(
+        self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Dataset[Any]:
+        """Return the features in the order in which a run takes them."""
+        return Shuffled(features, num_samples, self.config.seed)
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: Any,
+        features: Sequence[Feature],
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_final: bool,
+    ) -> Outcome:
+        """Evaluate a model on all features; predictions are needed of the final one only."""
+
+
+def text_of(row: Row, column: str, where: str) -> str:
+    """Return the text of a row.
+
+    Raises:
+        UserError: There is none.
+    """
+    text = row.get(column)
+    if not isinstance(text, str):
+        kind = "nothing" if text is None else type(text).__name__
+        raise UserError(f"{where}: column {column!r} holds {kind}, not text.")
+    if not text.strip():
+        raise UserError(f"{where}: column {column!r} is empty: remove the row, or fill it in.")
+    return text
+
+
+def pad(features: Sequence[Feature], pad_token_id: int, *, side: str = "right") -> dict[str, Any]:
+    """Stack features to tensors (num_features, longest); labels that are numbers stay so."""
+    longest = max(len(feature["input_ids"]) for feature in features)
+    batch: dict[str, Any] = {}
+    for name in features[0]:
+        values = [feature[name] for feature in features]
+        if isinstance(values[0], list):
+            filler = _PADDING.get(name, pad_token_id)
+            values = [_padded(value, longest, filler, side) for value in values]
+        batch[name] = torch.tensor(values)
+    return batch
+
+
+def _padded(value: list[int], length: int, filler: int, side: str) -> list[int]:
+    padding = [filler] * (length - len(value))
+    return padding + value if side == "left" else value + padding
+
+
+def batches(
+    features: Sequence[Feature], batch_size: int
+) -> Iterator[tuple[list[int], list[Feature]]]:
+    """Yield positions and features of each batch, the longest first, so that little is padding."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        positions = order[start : start + batch_size]
+        yield positions, [features[i] for i in positions]
+
+
+def on_device(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Move a batch to where a model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}

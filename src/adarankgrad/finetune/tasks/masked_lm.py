@@ -1,0 +1,110 @@
+"""Hidden tokens of plain texts, such as residues of proteins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+
+from adarankgrad.finetune.columns import Columns
+from adarankgrad.finetune.tasks.interface import IGNORED, Encoded, Example, Feature, Outcome
+from adarankgrad.finetune.tasks.language import TextTask
+from adarankgrad.optim.generators import generator_for
+from adarankgrad.train.errors import UserError
+from adarankgrad.train.recorder import perplexity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MASKED_SHARE = 0.15
+_HIDDEN_SHARE, _KEPT_SHARE = 0.8, 0.1
+"""Of the masked: behind the mask token, and left as they are; the rest become random tokens."""
+_EVALUATION_SEED = 0
+
+
+class MaskedLM(TextTask):
+    """Each text by itself; 15 % of its tokens are to be found, as BERT was trained."""
+
+    model_class = "AutoModelForMaskedLM"
+    metrics = ("loss", "accuracy")
+    predicts_next = False
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, columns: Columns) -> None:
+        """See that there is a mask token."""
+        if tokenizer.mask_token_id is None:
+            raise UserError(
+                f"the tokenizer of {self.config.model} has no mask token: use --task causal-lm."
+            )
+
+    def encode(
+        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Encoded:
+        """Tokenize; which tokens are hidden is decided anew whenever a text is taken."""
+        found = [
+            dict(tokenizer(text, verbose=False, truncation=True, max_length=max_length + 1))
+            for text in self.texts(examples)
+        ]
+        num_cut = 0
+        for number, text in enumerate(self.texts(examples)):
+            if len(found[number]["input_ids"]) > max_length:
+                options = {"truncation": True, "max_length": max_length}
+                found[number] = dict(tokenizer(text, verbose=False, **options))
+                num_cut += 1
+        return Encoded(found, num_cut)
+
+    def training_data(
+        self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Dataset[Any]:
+        """Return the features with tokens hidden."""
+        ordered = super().training_data(features, num_samples, tokenizer)
+        return _Masked(ordered, num_samples, tokenizer, self.config.seed)
+
+    def evaluate(
+        self,
+        model: Any,
+        features: Sequence[Feature],
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_final: bool,
+    ) -> Outcome:
+        """Evaluate loss, perplexity and accuracy on tokens hidden the same way every time."""
+        hidden = _Masked(features, len(features), tokenizer, _EVALUATION_SEED)
+        loss, accuracy = self.totals(model, [hidden[i] for i in range(len(hidden))], tokenizer)
+        metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy}
+        return Outcome(metrics)
+
+
+class _Masked(Dataset[Feature]):
+    """Features with tokens hidden, as a pure function of (seed, position)."""
+
+    def __init__(
+        self, features: Any, length: int, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> None:
+        self.features = features
+        self.length = length
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self._special = torch.tensor(tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Feature:
+        feature = self.features[index]
+        tokens = torch.tensor(feature["input_ids"])
+        generator = generator_for(torch.device("cpu"), self.seed, "masked tokens", index)
+        choice, fate = torch.rand(2, len(tokens), generator=generator)
+        random = torch.randint(len(self.tokenizer), tokens.shape, generator=generator)
+        is_ordinary = ~torch.isin(tokens, self._special)
+        # At least one token, so that the loss of a short text is defined.
+        chosen = choice.masked_fill(~is_ordinary, 2.0)
+        is_masked = is_ordinary & ((choice < _MASKED_SHARE) | (chosen == chosen.min()))
+        labels = tokens.masked_fill(~is_masked, IGNORED)
+        hidden = torch.where(is_masked & (fate >= _HIDDEN_SHARE + _KEPT_SHARE), random, tokens)
+        hidden = hidden.masked_fill(
+            is_masked & (fate < _HIDDEN_SHARE), int(self.tokenizer.mask_token_id)
+        )
+        return {**feature, "input_ids": hidden.tolist(), "labels": labels.tolist()}

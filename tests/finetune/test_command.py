@@ -1,0 +1,190 @@
+"""``adarankgrad finetune``: what it prints, and one line for whatever cannot be done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from adarankgrad.cli import main
+
+FILMS = [("a lovely film", 1), ("a dull film", 0)] * 6
+
+
+def call(*arguments: str) -> int:
+    """Call the command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main.main(list(arguments))
+    return int(end.value.code or 0)
+
+
+def write_table(path: Path, header: str, rows: list[tuple]) -> str:
+    lines = [header, *("\t".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def films(folder: Path, rows=FILMS, header="sentence\tlabel", name="films.tsv") -> str:
+    return write_table(folder / name, header, rows)
+
+
+def flags_for(folder: Path, models: Path, **changes) -> list[str]:
+    """Flags of a run that would work, on data that are written unless they are named."""
+    settings = {
+        "task": "classification",
+        "model": models / "bert",
+        "data": None,
+        "output": folder / "run",
+        "steps": 2,
+        "batch-size": 2,
+        "optimizer": "adamw",
+        "device": "cpu",
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    if settings["data"] is None:
+        settings["data"] = films(folder)
+    flags = []
+    for name, value in settings.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not None:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+@pytest.fixture
+def refused(tmp_path, inputs, capsys, monkeypatch):
+    """Call the command, see that it refuses in one line before any weight, and return the line."""
+
+    def load_model(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("adarankgrad.finetune.run.load_model", load_model)
+
+    def run(**changes) -> str:
+        assert call("finetune", *flags_for(tmp_path, inputs, **changes)) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("adarankgrad: error: ") or "\nadarankgrad: error: " in error
+        assert not (tmp_path / "run" / "run.json").exists()
+        return error.splitlines()[-1]
+
+    return run
+
+
+def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monkeypatch):
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    flags = flags_for(tmp_path, inputs, steps=None, epochs=1)
+    assert call("finetune", *flags, "--json") == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out.splitlines()[-1])
+    # Ten of twelve examples are left to train on, two of each class at least held back.
+    assert summary["steps"] == 5
+    assert {"accuracy", "f1", "matthews", "loss"} <= summary["metrics"].keys()
+    assert "reading text from 'sentence', label from 'label'" in printed.err
+    assert "2 of" in printed.err and "are held back" in printed.err
+    assert "new weights, from the seed: bert.pooler.dense.bias" in printed.err
+    assert call("finetune", *flags) == 2  # not empty
+    assert call("finetune", *flags, "--overwrite") == 0
+    assert call("finetune", "--resume", "--output", str(tmp_path / "run")) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"task": "classify"}, "unknown task 'classify': did you mean classification"),
+        ({"method": "dora"}, "unknown method 'dora'"),
+        ({"model": "nowhere"}, "model 'nowhere' is no folder"),
+        ({"data": "nothing.csv"}, "'nothing.csv' does not exist"),
+        ({"epochs": 1}, "give --steps or --epochs, one of them"),
+        ({"steps": None}, "give --steps or --epochs, one of them"),
+        ({"max_length": 64}, "max_length = 64 is more than the 32 tokens"),
+        ({"metric": "bleu"}, "unknown metric of classification 'bleu'"),
+        ({"text_column": "text"}, "no column 'text': name one of sentence, label"),
+        ({"pair_column": "label"}, "--pair-column is for --task pair-classification"),
+        ({"task": "pair-classification"}, "no two columns known to hold a pair"),
+        ({"adapter": "rank=8"}, "--adapter is for lora, prilora, sora and sara"),
+        ({"method": "lora", "adapter": "r=8"}, "unknown setting of lora 'r'"),
+        (
+            {"method": "lora", "adapter": "rank=0"},
+            "--adapter: rank must be an int of at least 1, got 0",
+        ),
+        ({"method": "lora", "adapter": "target_modules=conv"}, "'conv' match no module"),
+        ({"method": "lora", "powerprop": "alpha=2"}, "--powerprop is for --method full"),
+        ({"task": "causal-lm", "text_column": "sentence"}, "no end token (eos)"),
+        ({"warmup_steps": 9}, "warmup_steps = 9 is more than steps = 2"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(changes, expected, refused):
+    assert expected in refused(**changes)
+
+
+NUMBERS = [("a lovely film", 0.5), ("a dull film", 1.5)] * 6
+NAMES = [("a lovely film", "good"), ("a dull film", "bad")] * 6
+RARE = [*FILMS, ("the poor film", 2)]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        ("classification", NUMBERS, "holds 0.5, a number between classes: use --task regression"),
+        ("regression", NAMES, "row 1: column 'label' holds 'good', not a number"),
+        ("classification", [FILMS[0]] * 12, "every training example has the label '1'"),
+        ("classification", [*FILMS, ("a film", "")], "row 13: column 'label' has no label"),
+        ("classification", [*FILMS, ("", 1)], "row 13: column 'sentence' is empty"),
+        ("classification", RARE, "no example of class '2' (1 in training)"),
+        ("classification", [("QVQL KLM", 0), ("EVQL", 1)] * 6, "give --split-characters"),
+    ],
+)
+def test_data_that_do_not_fit_the_task_are_refused(task, rows, expected, refused, tmp_path):
+    assert expected in refused(task=task, data=films(tmp_path, rows))
+
+
+def test_a_validation_of_other_classes_or_columns_is_refused(refused, tmp_path):
+    other = films(tmp_path, NAMES, name="other.tsv")
+    assert "validation has the label 'good', and training has only 0, 1" in refused(
+        validation=other
+    )
+    half = films(tmp_path, [FILMS[0]], name="half.tsv")
+    assert "no example of class '0' (6 in training)" in refused(validation=half)
+    named = films(tmp_path, header="sentence\tkind", name="named.tsv")
+    assert "named.tsv has no column 'label', which training reads the label from" in refused(
+        validation=named
+    )
+
+
+def test_an_adapter_is_no_model_to_start_from(refused, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "models/llama"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    line = refused(model=folder)
+    assert "is an adapter of models/llama, not a model: name the base model" in line
+
+
+def test_a_chat_needs_a_template(refused, inputs, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for _ in range(12)))
+    settings = {"task": "instruction", "data": path}
+    assert "has no chat template" in refused(**settings, model=inputs / "llama")
+    path.write_text("\n".join(json.dumps({"messages": talk[:1]}) for _ in range(12)))
+    assert "row 1: nobody answers" in refused(**settings, model=inputs / "chat")
+
+
+def test_a_model_without_the_weights_of_the_task_is_refused(tmp_path, inputs, capsys):
+    folder = tmp_path / "headless"
+    shutil.copytree(inputs / "bert", folder)
+    weights = load_file(folder / "model.safetensors")
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith("cls.")}
+    save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
+    assert call("finetune", *flags_for(tmp_path, inputs, task="masked-lm", model=folder)) == 2
+    assert "weights of a model for masked-lm, such as cls.predictions" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_of_another_command_is_not_resumed(tmp_path, inputs, capsys):
+    assert call("finetune", *flags_for(tmp_path, inputs)) == 0
+    assert call("train", "--resume", "--output", str(tmp_path / "run")) == 2
+    assert "adarankgrad finetune --resume" in capsys.readouterr().err

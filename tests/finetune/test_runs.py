@@ -1,0 +1,247 @@
+"""A run learns, keeps its best checkpoint, and what it leaves loads without us."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adarankgrad.adapters import sara
+from adarankgrad.train import Interrupted, TrainingError, UserError
+from adarankgrad.train.checkpoints import list_checkpoints
+from adarankgrad.train.files import read_jsonl
+from adarankgrad.train.trainer import Flow
+from run_folders import rows
+
+ADAPTERS = {
+    "lora": {"rank": 4},
+    "prilora": {"first_rank": 2, "last_rank": 4, "prune_every": 3},
+    "sora": {"rank": 4, "shrinkage": 0.05},
+    "sara": {"quantile": 0.2, "rank_loss_weight": 0.1, "rank_loss_min_side": 8},
+}
+
+
+def probability(model, folder, text):
+    """Likeliest class and its probability, of one text by itself."""
+    batch = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    with torch.no_grad():
+        best = model.eval()(**batch).logits.softmax(-1).max(-1)
+    return str(best.indices.item()), best.values.item()
+
+
+def assert_predicts(model, run, count=3):
+    for prediction in read_jsonl(run / "predictions.jsonl")[:count]:
+        name, value = probability(model, run / "model", prediction["text"])
+        assert name == prediction["prediction"]
+        # The written one is of a padded batch in another order: rounding of logits near 1.
+        assert value == pytest.approx(prediction["probability"], abs=1e-5)
+
+
+def test_a_classifier_learns_and_its_plain_model_gives_its_predictions(tune, tmp_path):
+    summary = tune(steps=40, eval_every=20, save_every=40)
+    assert summary["metrics"]["accuracy"] == 1.0
+    written = read_jsonl(tmp_path / "run" / "predictions.jsonl")
+    assert [p["prediction"] for p in written] == [p["label"] for p in written]
+    assert_predicts(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model"),
+        tmp_path / "run",
+    )
+    assert summary["trainable_parameters"] == 5586  # every weight of the tiny BERT and its head
+    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert saved == summary
+
+
+@pytest.mark.parametrize("method", ["lora", "prilora", "sora"])
+def test_an_adapter_loads_with_peft_alone_and_gives_the_predictions(method, tune, inputs, tmp_path):
+    tune(method=method, adapter=ADAPTERS[method])
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "run" / "model")
+    base = AutoModelForSequenceClassification.from_pretrained(inputs / "bert", config=config)
+    assert_predicts(
+        peft.PeftModel.from_pretrained(base, tmp_path / "run" / "model"), tmp_path / "run"
+    )
+
+
+def test_sara_leaves_a_whole_model_and_a_delta_of_the_base(tune, inputs, tmp_path):
+    tune(method="sara", adapter=ADAPTERS["sara"])
+    run = tmp_path / "run"
+    merged = AutoModelForSequenceClassification.from_pretrained(run / "model")
+    assert_predicts(merged, run)
+    base = AutoModelForSequenceClassification.from_pretrained(inputs / "bert", num_labels=2)
+    tuned = sara.load(base, run / "adapter").state_dict()
+    for name, weight in merged.state_dict().items():
+        assert torch.equal(weight, tuned[name]), name
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("pair-classification", {}),
+        ("regression", {}),
+        ("causal-lm", {}),
+        ("instruction", {"max_new_tokens": 4, "generate_examples": 2}),
+        ("masked-lm", {"split_characters": True}),
+    ],
+)
+def test_every_task_lowers_its_loss(task, changes, tune, tmp_path):
+    summary = tune(task, steps=24, eval_every=2, save_every=24, log_every=24, **changes)
+    losses = [row["val_loss"] for row in rows(tmp_path / "run") if "val_loss" in row]
+    assert min(losses) < losses[0]
+    assert summary["task"] == task
+
+
+def test_answers_are_generated_and_judged_by_their_final_number(tune, tmp_path):
+    summary = tune("instruction", steps=1, generate_examples=3, max_new_tokens=4)
+    predictions = read_jsonl(tmp_path / "run" / "predictions.jsonl")
+    assert len(predictions) == summary["metrics"]["generated_examples"] == 3
+    matches = sum(prediction["exact_match"] for prediction in predictions)
+    assert summary["metrics"]["exact_match"] == matches / 3
+
+
+def test_the_model_is_that_of_the_best_checkpoint_which_is_kept(tune, tmp_path):
+    # A rate that breaks what was learnt in the first steps.
+    summary = tune(
+        lr=0.3,
+        lr_schedule="constant",
+        metric="loss",
+        eval_every=1,
+        save_every=4,
+        keep_checkpoints=1,
+    )
+    run = tmp_path / "run"
+    losses = {row["step"]: row["val_loss"] for row in rows(run) if "val_loss" in row}
+    best = min(losses, key=losses.__getitem__)
+    assert best != 8, "the last step is the best: the test shows nothing"
+    assert summary["best_step"] == best
+    # The same weights on the same batches.
+    assert summary["val_loss"] == losses[best]
+    assert {checkpoint.step for checkpoint in list_checkpoints(run)} == {best, 8}
+    assert_predicts(AutoModelForSequenceClassification.from_pretrained(run / "model"), run)
+
+
+CASES = {
+    "every weight": {"optimizer": "adarankgrad", "max_rank": 4},
+    "powers": {"powerprop": {"alpha": 2}},
+    "hidden tokens": {"task": "masked-lm", "split_characters": True},
+    **{method: {"method": method, "adapter": given} for method, given in ADAPTERS.items()},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_killed_run_resumes_to_the_same_result(changes, tune, monkeypatch, tmp_path):
+    original = Flow.on_step_end
+
+    def on_step_end(self, args, state, control, **more):
+        original(self, args, state, control, **more)
+        if state.global_step == 5:
+            raise TrainingError("as if killed")
+
+    tune(**changes, output="whole")
+    monkeypatch.setattr(Flow, "on_step_end", on_step_end)
+    with pytest.raises(TrainingError, match="as if killed"):
+        tune(**changes, output="killed")
+    monkeypatch.setattr(Flow, "on_step_end", original)
+    tune(**changes, output="killed", resume=True)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert rows(whole) == rows(killed)
+    is_adapter = (whole / "model" / "adapter_model.safetensors").exists()
+    name = "adapter_model.safetensors" if is_adapter else "model.safetensors"
+    weights = [(run / "model" / name).read_bytes() for run in (whole, killed)]
+    assert weights[0] == weights[1]
+    predictions = [run / "predictions.jsonl" for run in (whole, killed)]
+    assert predictions[0].exists() == predictions[1].exists() == ("task" not in changes)
+    if "task" not in changes:
+        assert predictions[0].read_text() == predictions[1].read_text()
+
+
+def test_a_run_of_epochs_stopped_before_its_first_checkpoint_starts_again(
+    tune, monkeypatch, tmp_path
+):
+    original = Flow.on_step_begin
+
+    def on_step_begin(self, args, state, control, **more):
+        raise TrainingError("as if killed")
+
+    monkeypatch.setattr(Flow, "on_step_begin", on_step_begin)
+    with pytest.raises(TrainingError, match="as if killed"):
+        tune(steps=None, epochs=0.3)
+    monkeypatch.setattr(Flow, "on_step_begin", original)
+    # Three tenths of 40 examples, four a step.
+    assert tune(steps=None, epochs=0.3, resume=True)["steps"] == 3
+
+
+def test_an_adapter_does_not_continue_on_another_base(tune, inputs, tmp_path):
+    model = tmp_path / "bert"
+    shutil.copytree(inputs / "bert", model)
+    tune(method="lora", model=str(model))
+    weights = load_file(model / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="are not those that its adapter was begun on"):
+        tune(method="lora", model=str(model), resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "mixed-bfloat16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_decoder_classifies_in_half_precision(precision, method, tune, inputs, tmp_path):
+    summary = tune(
+        model=str(inputs / "llama"),
+        precision=precision,
+        method=method,
+        optimizer="adarankgrad",
+        steps=2,
+    )
+    assert 0 < summary["val_loss"] < 2
+
+
+@pytest.mark.parametrize("task", ["classification", "instruction"])
+def test_micro_batches_of_a_step_add_up_to_its_batch(task, tune, tmp_path):
+    settings = {"optimizer": "torch.optim.SGD", "steps": 4, "lr": 0.05, "max_grad_norm": 0.0}
+    settings |= {"generate_examples": 0, "save_every": 4}
+    tune(task, **settings, output="one", batch_size=4)
+    tune(task, **settings, output="two", batch_size=2, gradient_accumulation=2)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for name in ("loss", "val_loss", "grad_norm"):
+            if name in first:
+                # Sums of the same terms in another order; the tiny models have no dropout.
+                assert second[name] == pytest.approx(first[name], rel=1e-4)
+
+
+def test_adarankgrad_trains_the_matrices_of_an_adapter(tune):
+    summary = tune(method="lora", adapter={"rank": 8}, optimizer="adarankgrad", max_rank=4, steps=4)
+    assert summary["mean_rank"] is not None and summary["mean_rank"] <= 4
+
+
+def test_a_signal_stops_the_run_and_says_how_to_continue(tune, monkeypatch, tmp_path):
+    original = Flow.on_step_end
+
+    def on_step_end(self, args, state, control, **more):
+        if state.global_step == 3:
+            self.stop.received = 15
+        original(self, args, state, control, **more)
+
+    monkeypatch.setattr(Flow, "on_step_end", on_step_end)
+    command = f"adarankgrad finetune --resume --output {tmp_path / 'run'}"
+    with pytest.raises(Interrupted, match=f"after step 3 .*: {command}"):
+        tune()
+
+
+def test_a_finished_run_has_a_report_with_its_evaluations(settings, tmp_path):
+    from adarankgrad.finetune import FinetuneConfig, finetune
+
+    finetune(FinetuneConfig.from_settings(settings()))
+    page = Path(tmp_path / "run" / "report.html").read_text()
+    for part in ("fine-tuned for classification with AdamW", "Evaluations", "matthews"):
+        assert part in page
+    assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == {
+        "loss.png",
+        "memory.png",
+    }
