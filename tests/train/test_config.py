@@ -7,6 +7,7 @@ from adarankgrad.train import TrainConfig, UserError
 from adarankgrad.train.optimizers import (
     OPTIMIZERS,
     build_optimizer,
+    find_optimizer,
     group_parameters,
     measure_state,
     projected_parameters,
@@ -122,15 +123,15 @@ def test_adamw_decays_matrices_but_not_norms():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_plain_rate_goes_to_what_is_not_projected(name):
+def test_the_plain_rate_goes_to_embeddings_head_and_norms(name):
     config = resolve(config_for(optimizer=name, lr=1e-3, plain_lr=5e-3))
     model = build_model(plan_model(config, None), 0)
     groups = group_parameters(model, config)
-    projected = {id(weight) for weight in projected_parameters(groups)}
+    matrices = {id(weight) for name, weight in model.named_parameters() if "_proj" in name}
     optimizer = build_optimizer(groups, config)
     for group in optimizer.param_groups:
         for weight in group["params"]:
-            assert group["lr"] == (1e-3 if id(weight) in projected else 5e-3)
+            assert group["lr"] == (1e-3 if id(weight) in matrices else 5e-3)
     # Logs and the progress bar show the first group's rate.
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
@@ -141,6 +142,7 @@ def test_a_rate_that_is_given_alone_applies_to_all_weights():
         assert resolve(config_for(optimizer=name)).plain_lr == spec.default_plain_lr
 
 
+@pytest.mark.filterwarnings("ignore:weight_rounding=.* has no effect:UserWarning")
 def test_every_registered_optimizer_trains_and_is_measured():
     for name in OPTIMIZERS:
         is_fixed, has_basis = name in ("galore", "fira"), name != "orthogonalized-sgd"
@@ -157,7 +159,9 @@ def test_every_registered_optimizer_trains_and_is_measured():
         has_state = name != "adagrad-norm"  # whose one number is in its groups
         assert (0 <= sizes.projected_state_bytes < sizes.state_bytes) == has_state
         assert (sizes.projected_state_bytes > 0) == (has_basis and has_state)
-        assert sizes.adamw_projected_state_bytes == 4 * (4 * 128 * 128 + 3 * 128 * 344) * 8
+        embeddings = 2 * 4096 * 128 * find_optimizer(name).projects_embeddings
+        matrices = 4 * (4 * 128 * 128 + 3 * 128 * 344)
+        assert sizes.adamw_projected_state_bytes == (matrices + embeddings) * 8
         assert (sizes.mean_rank is None) == (name in ("adamw", "adagrad-norm"))
 
 
