@@ -66,8 +66,10 @@ class SubspaceOptimizer(Optimizer):
         check_options(defaults)
         super().__init__(params, defaults)
 
+    accumulations: tuple[BackwardAccumulation, ...] = ()
+    """Handles of `accumulate_in_backward` that still have weights."""
+
     _last_grad_norm: float | None = None
-    _accumulations: tuple[BackwardAccumulation, ...] = ()
 
     @property
     def _method(self) -> str:
@@ -193,16 +195,11 @@ class SubspaceOptimizer(Optimizer):
         form is held in float32 for as long.
         """
         accumulation = BackwardAccumulation(self, model, num_micro_batches)
-        for earlier in self._accumulations:
+        for earlier in self.accumulations:
             earlier.release(accumulation.params)
-        still_used = [earlier for earlier in self._accumulations if earlier.params]
-        self._accumulations = (*still_used, accumulation)
+        still_used = [earlier for earlier in self.accumulations if earlier.params]
+        self.accumulations = (*still_used, accumulation)
         return accumulation
-
-    @property
-    def accumulations(self) -> tuple[BackwardAccumulation, ...]:
-        """The handles of `accumulate_in_backward` that still have weights."""
-        return self._accumulations
 
     def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict with the weights as the optimizer sees them.
@@ -267,7 +264,7 @@ class SubspaceOptimizer(Optimizer):
                 if key in state:
                     check_state_fits(state[key], param, options, name)
                     restored[param] = copied_to(state.pop(key), param.device)
-        for accumulation in self._accumulations:
+        for accumulation in self.accumulations:
             accumulation.check_groups(
                 {**group, **saved} for group, saved in zip(groups, saved_groups, strict=True)
             )
