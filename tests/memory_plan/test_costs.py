@@ -9,6 +9,7 @@ from torch import nn
 from adarankgrad import AdaRankGrad, GaLore, OrthogonalizedSGD, param_groups
 from adarankgrad.memory_plan.costs import adamw_costs, quantized_adamw_costs, subspace_costs
 from adarankgrad.memory_plan.live_bytes import LiveBytes
+from adarankgrad.memory_plan.projected import residual_bytes
 from adarankgrad.optim.projected_grad import ProjectedGrad
 from adarankgrad.train.optimizers import held_bytes
 
@@ -211,3 +212,11 @@ def test_rounding_costs_float32_weights_nothing():
         for rounding in ("nearest", "stochastic")
     )
     assert rounded == nearest
+
+
+def test_half_precision_is_planned_as_cuda_iterates_it():
+    # There bfloat16 is multiplied whole: the residual, the matrix of a round and of the next one,
+    # and less than two more. In float32 on a CPU every one of them would be twice as large.
+    short, long = 64, 64 * 16
+    num_bytes = residual_bytes("orthogonalized", 1, short, long, 4, torch.bfloat16, "cuda")
+    assert 3 <= num_bytes / (2 * short * long) < 5

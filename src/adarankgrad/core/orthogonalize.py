@@ -84,7 +84,7 @@ def _by_gram(wide: Tensor, dtype: torch.dtype, num_iterations: int) -> Tensor:
     for part in parts:
         scaled = part.to(dtype) / largest
         gram += scaled @ scaled.mT
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).unsqueeze(-1)
     trace = trace.clamp_min(torch.finfo(dtype).tiny)
     gram = gram / trace
     factor = step = _step(gram)
@@ -93,9 +93,9 @@ def _by_gram(wide: Tensor, dtype: torch.dtype, num_iterations: int) -> Tensor:
         step = _step(gram)
         factor = step @ factor
     factor = factor / trace.sqrt()
-    result = torch.empty_like(wide)
+    result = torch.zeros_like(wide)
     for part, target in zip(parts, torch.split(result, num_cols, dim=-1), strict=True):
-        target.copy_(factor @ (part.to(dtype) / largest))
+        target.add_(factor @ (part.to(dtype) / largest))
     return result
 
 
