@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import assert_same_run, rows
 from safetensors.torch import load_file
 
 from adarankgrad.compare.plan import make_plan
@@ -17,6 +16,7 @@ from adarankgrad.compare.run import compare
 from adarankgrad.train import Interrupted, TrainConfig, TrainingError, train
 from adarankgrad.train.growing_batch import GrowingBatch
 from adarankgrad.train.trainer import Flow
+from run_folders import assert_same_run, rows
 
 # Evaluations and checkpoints at the end only, which take longer than steps.
 START = {
