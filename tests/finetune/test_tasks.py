@@ -103,6 +103,12 @@ def test_accuracy_f1_and_matthews_of_a_small_table():
     assert scores["matthews"] == pytest.approx((2 * 2 - 1 * 1) / 9)
 
 
+def test_matthews_is_zero_where_every_prediction_is_the_same():
+    task = task_of("classification")
+    examples = classes(task, ["0", "0", "0", "1"])
+    assert task.score(torch.tensor([[2.0, 1]]).expand(4, 2), examples)["matthews"] == 0.0
+
+
 def test_correlations_of_a_small_table():
     task = task_of("regression")
     examples = [{"text": "x", "label": value} for value in (1.0, 2.0, 3.0)]

@@ -106,11 +106,13 @@ class Classification(SequenceTask):
             f1 = scores.binary_f1_score(predicted, targets)
         else:
             f1 = scores.multiclass_f1_score(predicted, targets, len(self.classes))
+        # Undefined where one side is a single class: 0, as scikit-learn has it and torchmetrics not.
+        is_defined = min(len(side.unique()) for side in (predicted, targets)) > 1
         matthews = scores.multiclass_matthews_corrcoef(predicted, targets, len(self.classes))
         return {
             "accuracy": (predicted == targets).double().mean().item(),
             "f1": f1.item(),
-            "matthews": matthews.item(),
+            "matthews": matthews.item() if is_defined else 0.0,
         }
 
     def predictions(self, logits: Tensor) -> list[dict[str, Any]]:
