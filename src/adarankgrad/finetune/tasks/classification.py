@@ -106,7 +106,7 @@ class Classification(SequenceTask):
             f1 = scores.binary_f1_score(predicted, targets)
         else:
             f1 = scores.multiclass_f1_score(predicted, targets, len(self.classes))
-        # Undefined where one side is a single class: 0 then, as in scikit-learn, not in torchmetrics.
+        # Undefined where one side is a single class; 0 then, as scikit-learn has it.
         is_defined = min(len(side.unique()) for side in (predicted, targets)) > 1
         matthews = scores.multiclass_matthews_corrcoef(predicted, targets, len(self.classes))
         return {
