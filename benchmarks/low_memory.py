@@ -2,7 +2,7 @@
 
     python benchmarks/low_memory.py --output runs/low_memory
 
-Trains what `low_memory.toml` lists by `adarankgrad compare`: 20 runs of a minute or two on two
+Trains what `low_memory.toml` lists by `adarankgrad compare`: 16 runs of one to three minutes on two
 cores. Stopped, it goes on when started again. Losses are validation losses at the end, in nats a
 token; distances are taken seed by seed.
 """
