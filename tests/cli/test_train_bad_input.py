@@ -73,6 +73,50 @@ BAD_FLAGS = {
     "energy of 0": ({"energy": 0}, ["energy = 0", "(0, 1]"]),
     "energy above 1": ({"energy": 1.2}, ["energy = 1.2", "(0, 1]"]),
     "energy not a number": ({"energy": "nan"}, ["energy = nan", "finite"]),
+    "no cap of the batch": ({"adadagrad": "eta=0.1"}, ["--adadagrad has no max_batch_size"]),
+    "tolerance of 0": (
+        {"adadagrad": "max_batch_size=8,eta=0"},
+        ["--adadagrad: eta must be above 0", "got 0"],
+    ),
+    "cap below the start": (
+        {"adadagrad": "max_batch_size=3", "gradient-accumulation": 2},
+        ["max_batch_size = 3", "2 x 2 samples"],
+    ),
+    "unknown test": (
+        {"adadagrad": "max_batch_size=8,test=sign"},
+        ["test must be one of norm, inner-product, augmented", "'sign'"],
+    ),
+    "unknown setting of adadagrad": (
+        {"adadagrad": "max_batch_size=8,theta=0.1"},
+        ["unknown setting of --adadagrad 'theta'"],
+    ),
+    "a test without inner products": (
+        {"adadagrad": "max_batch_size=8,test=augmented"},
+        ["statistics='per-sample'"],
+    ),
+    "one micro-batch to compare": (
+        {"adadagrad": "max_batch_size=8"},
+        ["statistics='micro-batches'", "accumulate at least two"],
+    ),
+    "norms of gradients that are not kept": (
+        {
+            "optimizer": "adarankgrad",
+            "accumulate-in-backward": True,
+            "adadagrad": "max_batch_size=8,statistics=norms",
+        },
+        ["statistics=norms needs whole gradients"],
+    ),
+    "samples one by one under autocast": (
+        {
+            "precision": "mixed-bfloat16",
+            "adadagrad": "max_batch_size=8,statistics=per-sample",
+        },
+        ["statistics=per-sample", "mixed-bfloat16"],
+    ),
+    "norms of powered weights": (
+        {"adadagrad": "max_batch_size=8,statistics=norms", "powerprop": "alpha=2"},
+        ["parametrised", "micro-batches"],
+    ),
     "lr of 0": ({"lr": 0}, ["lr = 0", "greater than 0"]),
     "lr not a number": ({"lr": "nan"}, ["lr = nan", "finite"]),
     "infinite lr": ({"lr": "inf"}, ["lr = inf", "finite"]),

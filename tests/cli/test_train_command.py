@@ -18,6 +18,7 @@ from adarankgrad.train.files import read_jsonl
 SUMMARY_KEYS = {
     "optimizer",
     "steps",
+    "samples",
     "tokens",
     "train_loss",
     "val_loss",

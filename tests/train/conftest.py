@@ -10,6 +10,7 @@ import pytest
 
 from adarankgrad.train import Interrupted, TrainConfig, train
 from adarankgrad.train.child import ChildPool
+from adarankgrad.train.config import TABLES
 from adarankgrad.train.errors import DivergedError
 from adarankgrad.train.values import parse_arguments
 
@@ -122,7 +123,7 @@ def children(monkeypatch):
 
 
 def _value(name, text):
-    if name == "--optimizer-args":
+    if name.removeprefix("--").replace("-", "_") in TABLES:
         return parse_arguments(text)
     try:
         return json.loads(text)

@@ -1,5 +1,6 @@
 """Optimizers for gradient subspaces: one engine, one thin file a method."""
 
+from .adagrad_norm import AdaGradNorm
 from .adarankgrad import AdaRankGrad
 from .fira import Fira
 from .galore import GaLore
@@ -8,6 +9,7 @@ from .orthogonalized_sgd import OrthogonalizedSGD
 from .report import LayerReport, OptimizerReport, log_reports
 
 __all__ = [
+    "AdaGradNorm",
     "AdaRankGrad",
     "Fira",
     "GaLore",

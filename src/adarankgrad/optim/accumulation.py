@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core.measurement import Measurement
+from ..core.measurement import Measured, Measurement
 from ..core.residual import STATELESS_RESIDUALS
 from .basis_refresh import Turn
 from .matrix_state import layout_for
@@ -37,7 +38,7 @@ class BackwardAccumulation:
 
     Attributes:
         optimizer: as given.
-        num_micro_batches: may be set between two steps, where one has fewer of them.
+        num_micro_batches: may be set between two steps, where one has more or fewer of them.
 
     Raises:
         ValueError: if an option of a group needs whole gradients, the model has no projected
@@ -52,6 +53,7 @@ class BackwardAccumulation:
         self.check_groups(optimizer.param_groups)
         check_is_unwrapped(model)
         self.optimizer = optimizer
+        self._on_measured: Callable[[Measured], None] | None = None
         members = _projected_members(optimizer)
         self._handles: dict[nn.Parameter, RemovableHandle] = {}
         for param in model.parameters():
@@ -80,6 +82,24 @@ class BackwardAccumulation:
             handle = self._handles.pop(param, None)
             if handle is not None:
                 handle.remove()
+
+    @contextmanager
+    def watch(self, on_measured: Callable[[Measured], None]) -> Iterator[None]:
+        """Be told what is measured of each gradient by itself, as it is added; one at a time.
+
+        Args:
+            on_measured: called with the measurements of one weight's gradient in one backward pass.
+        """
+        self._on_measured = on_measured
+        try:
+            yield
+        finally:
+            self._on_measured = None
+
+    def tell(self, measured: Measured) -> None:
+        """Pass on what was measured of a gradient, where someone watches."""
+        if self._on_measured is not None:
+            self._on_measured(measured)
 
     def check_groups(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """See that no group has an option that needs whole gradients.
@@ -115,6 +135,7 @@ class _Hook(NamedTuple):
             return
         group = accumulation.optimizer.param_groups[self.group_index]
         held = ProjectedGrad(grad, layout_for(param, group), self._plan)
+        held.on_measured = self._tell
         if group["residual"] != "none":
             held.on_dense = self._step_outside
         param.grad = None
@@ -125,6 +146,11 @@ class _Hook(NamedTuple):
         _, optimizer, param, group = self._referents()
         state = as_computed(optimizer.state_of(param, group), group)
         return plan_measurement(state, group, layout_for(param, group), self.turn)
+
+    def _tell(self, measured: Measured) -> None:
+        accumulation = self.accumulation()
+        if accumulation is not None:
+            accumulation.tell(measured)
 
     def _step_outside(self, held: ProjectedGrad, grad: Tensor) -> None:
         accumulation, optimizer, param, group = self._referents()

@@ -199,6 +199,11 @@ class SubspaceOptimizer(Optimizer):
         self._accumulations = (*still_used, accumulation)
         return accumulation
 
+    @property
+    def accumulations(self) -> tuple[BackwardAccumulation, ...]:
+        """The handles of `accumulate_in_backward` that still have weights."""
+        return self._accumulations
+
     def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict with the weights as the optimizer sees them.
 

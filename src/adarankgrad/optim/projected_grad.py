@@ -36,12 +36,14 @@ class ProjectedGrad(Tensor):
     Attributes:
         matrix_layout: where the weight's matrix lies.
         on_dense: called with this and every gradient that is added.
+        on_measured: called with what is measured of every gradient that is added.
         num_added: dense gradients added since it was zero.
         has_expired: whether the step that it was measured for has been taken.
     """
 
     matrix_layout: Layout
     on_dense: Callable[[ProjectedGrad, Tensor], None] | None
+    on_measured: Callable[[Measured], None] | None
     num_added: int
     has_expired: bool
     _plan: Callable[[], Measurement]
@@ -60,7 +62,8 @@ class ProjectedGrad(Tensor):
         held: ProjectedGrad = Tensor._make_wrapper_subclass(
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
-        held.matrix_layout, held._plan, held.on_dense = layout, plan, None
+        held.matrix_layout, held._plan = layout, plan
+        held.on_dense = held.on_measured = None
         held.set_to_zero()
         return held
 
@@ -99,6 +102,8 @@ class ProjectedGrad(Tensor):
         for part, more in zip(self.measured, added, strict=True):
             part.add_(more, alpha=alpha)
         self.num_added += 1
+        if self.on_measured is not None:
+            self.on_measured(added)
         if self.on_dense is not None:
             self.on_dense(self, grad)
 

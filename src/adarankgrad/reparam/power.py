@@ -19,14 +19,18 @@ from ..core.signed_power import signed_power, signed_power_slope, signed_root
 
 
 class _Power(torch.autograd.Function):
-    """theta to w; the gradient goes to theta, or on as it is."""
+    """theta to w; the gradient goes to theta, or on as it is. In the form that `torch.func` takes."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, alpha: float, passes_gradient: bool) -> Tensor:
-        ctx.save_for_backward(theta)
-        ctx.alpha = alpha
-        ctx.passes_gradient = passes_gradient
+    def forward(theta: Tensor, alpha: float, passes_gradient: bool) -> Tensor:
         return signed_power(theta, alpha).to(theta.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
+        theta, ctx.alpha, ctx.passes_gradient = inputs
+        ctx.save_for_backward(theta)
 
     @staticmethod
     @once_differentiable
@@ -34,7 +38,8 @@ class _Power(torch.autograd.Function):
         if ctx.passes_gradient:
             return grad, None, None
         (theta,) = ctx.saved_tensors
-        return signed_power_slope(theta, ctx.alpha).mul_(grad).to(grad.dtype), None, None
+        # Not in place: under vmap the gradient has an axis of samples, and theta none.
+        return (signed_power_slope(theta, ctx.alpha) * grad).to(grad.dtype), None, None
 
 
 class Power(nn.Module):

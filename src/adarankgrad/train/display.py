@@ -84,9 +84,10 @@ class Display:
 def step_numbers(row: dict[str, Any]) -> str:
     """Return loss, learning rate, speed, rank and optimizer memory in one line."""
     rank = "" if row["mean_rank"] is None else f"  rank {row['mean_rank']:.1f}"
+    batch = f"  batch {row['batch_size']}" if "batch_size" in row else ""
     return (
         f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['tokens_per_second']:,.0f} tokens/s"
-        f"{rank}  state {row['state_bytes'] / 2**20:.2f} MiB"
+        f"{batch}{rank}  state {row['state_bytes'] / 2**20:.2f} MiB"
     )
 
 
@@ -97,8 +98,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     adamw = summary["adamw_projected_state_bytes"]
     projected = summary["projected_state_bytes"]
+    batch = summary.get("batch_size")
     for name, value in (
         ("training tokens", format_count(summary["tokens"])),
+        *([] if batch is None else [("batch at the end", format_count(batch))]),
         ("training loss", format_number(summary["train_loss"])),
         ("validation loss", format_number(summary["val_loss"])),
         ("perplexity", format_number(summary["perplexity"], 2)),

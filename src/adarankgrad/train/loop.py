@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from adarankgrad.optim import describe
+from adarankgrad.train.arguments import training_arguments
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
@@ -38,7 +39,9 @@ from adarankgrad.train.folder import (
     check_output,
     describe_environment,
 )
+from adarankgrad.train.growing_batch import growing_batch
 from adarankgrad.train.lock import locked
+from adarankgrad.train.methods import Method
 from adarankgrad.train.optimizers import (
     accumulate_gradients,
     build_optimizer,
@@ -56,7 +59,6 @@ from adarankgrad.train.trainer import (
     RunTrainer,
     Stateful,
     read_session,
-    training_arguments,
 )
 
 
@@ -192,7 +194,18 @@ def prepare_optimizer(model: nn.Module, config: RunConfig) -> tuple[Optimizer, l
     optimizer = build_optimizer(groups, config)
     power_updates(optimizer, model, config)
     accumulate_gradients(optimizer, model, config)
+    run_methods(config, model, optimizer)
     return optimizer, projected_parameters(groups)
+
+
+def run_methods(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> list[Method]:
+    """Return the methods of a run that change its loop.
+
+    Raises:
+        UserError: One does not fit the other settings, or the model.
+    """
+    methods = [growing_batch(config, model, optimizer)]
+    return [method for method in methods if method is not None]
 
 
 def describe_run(
@@ -257,6 +270,7 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         stop,
         evaluation=parts.evaluation,
         stateful=parts.stateful,
+        methods=run_methods(config, parts.model, parts.optimizer),
         model=parts.model,
         args=training_arguments(config, request.run_dir, request.device),
         train_dataset=parts.train_dataset,

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adarankgrad.optim import AdaRankGrad, Fira, GaLore, OrthogonalizedSGD, param_groups
+from adarankgrad.optim import (
+    AdaGradNorm,
+    AdaRankGrad,
+    Fira,
+    GaLore,
+    OrthogonalizedSGD,
+    param_groups,
+)
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.optim.matrix_state import layout_for
 from adarankgrad.optim.options import DEFAULT_MAX_RANK
@@ -101,6 +108,11 @@ def _adamw(groups: list[dict[str, Any]], *, lr: float, **options: Any) -> Optimi
     )
 
 
+def _adagrad_norm(groups: list[dict[str, Any]], *, lr: float, **options: Any) -> Optimizer:
+    known = ("params", "lr", "weight_decay")
+    return AdaGradNorm([{n: g[n] for n in known if n in g} for g in groups], lr=lr, **options)
+
+
 def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     return AdaRankGrad.published(groups, **{"max_rank": DEFAULT_MAX_RANK, **options})
 
@@ -108,7 +120,7 @@ def _published(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
 DEFAULT_PLAIN_LR = 8e-3
 
 # Near the best of benchmarks/pretrain_small.py, for a model of that size, and the lower of two that
-# are close. GaLore's and Fira's are their papers'.
+# are close. GaLore's and Fira's are their papers', AdaGradNorm's is not tuned.
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adarankgrad": OptimizerSpec(AdaRankGrad, (AdaRankGrad,), 4e-3, DEFAULT_PLAIN_LR, True),
     "adarankgrad-published": OptimizerSpec(
@@ -127,6 +139,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "orthogonalized-sgd": OptimizerSpec(
         OrthogonalizedSGD, (OrthogonalizedSGD,), 8e-3, DEFAULT_PLAIN_LR, True
     ),
+    "adagrad-norm": OptimizerSpec(_adagrad_norm, (AdaGradNorm,), 1.0, 1.0, False),
     "adamw": OptimizerSpec(_adamw, (torch.optim.AdamW,), 1e-3, DEFAULT_PLAIN_LR, False),
 }
 
@@ -285,9 +298,8 @@ def measure_state(optimizer: Optimizer, projected: list[Tensor]) -> StateSizes:
 
 def count_skipped_steps(optimizer: Optimizer) -> int | None:
     """Count steps left out because gradients were not finite; None if the optimizer leaves none."""
-    if not isinstance(optimizer, SubspaceOptimizer):
-        return None
-    return int(optimizer.param_groups[0]["num_skipped_steps"])
+    count = optimizer.param_groups[0].get("num_skipped_steps")
+    return None if count is None else int(count)
 
 
 def widen_corrected_weights(model: nn.Module, optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""Plots of a finished run: ``plots/loss.png``, ``plots/ranks.png`` and ``plots/memory.png``."""
+"""Plots of a finished run, into its folder ``plots``: loss, memory, batch size and ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from adarankgrad.train.batch_figure import batch_figure
 from adarankgrad.train.figure_style import LIGHT, Theme, caption_from, to_png
 from adarankgrad.train.figures import loss_figure, memory_figure, ranks_figure
 from adarankgrad.train.files import write_atomic
@@ -21,7 +22,7 @@ def write_plots(run_dir: Path) -> list[Path]:
 
     Returns:
         The PNG files written: loss and memory for every optimizer, ranks for those that
-        log ranks.
+        log ranks, batch size for runs whose batch may grow.
 
     Raises:
         UserError: The folder is not a finished run.
@@ -44,6 +45,8 @@ def plot_makers(run: RunRecord) -> dict[str, Callable[[Theme], Figure]]:
         "loss": lambda theme: loss_figure({run.method: run}, caption, theme),
         "memory": lambda theme: memory_figure({run.method: run}, caption, theme),
     }
+    if run.batch_sizes:
+        makers["batch"] = lambda theme: batch_figure(run, caption, theme)
     if run.layers:
         makers["ranks"] = lambda theme: ranks_figure(run, caption, theme)
     return makers

@@ -98,6 +98,11 @@ class RunRecord:
         """The logged mean ranks, first to last; empty for optimizers without ranks."""
         return [row["mean_rank"] for row in self.train if row.get("mean_rank") is not None]
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The logged batch sizes in samples, first to last; empty where the batch cannot grow."""
+        return [row["batch_size"] for row in self.train if "batch_size" in row]
+
 
 def load_run(run_dir: Path) -> RunRecord:
     """Read a finished run folder.

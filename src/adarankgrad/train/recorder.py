@@ -36,6 +36,7 @@ class Recorder:
         device: Whose memory is measured.
 
     Attributes:
+        num_samples: Samples that were trained on, earlier sessions included.
         gradient_bytes: The most that gradients held between a backward pass and its step.
     """
 
@@ -60,6 +61,7 @@ class Recorder:
         self._loss_sum = 0.0
         self._num_open_steps = 0
         self._open_s = 0.0
+        self.num_samples = 0
         self._num_tokens = 0
         self._num_open_tokens = 0
 
@@ -67,9 +69,10 @@ class Recorder:
         """Note that a step begins."""
         self._step_started = time.perf_counter()
 
-    def add_batch(self, loss: float, num_tokens: int) -> None:
+    def add_batch(self, loss: float, num_samples: int, num_tokens: int) -> None:
         """Add a micro-batch's share of the step's loss, and its tokens without padding."""
         self._loss_sum += loss
+        self.num_samples += num_samples
         self._num_tokens += num_tokens
         self._num_open_tokens += num_tokens
 
@@ -84,8 +87,16 @@ class Recorder:
         self._open_s += seconds
         self._num_open_steps += 1
 
-    def log_step(self, step: int, lr: float, grad_norm: float) -> dict[str, Any]:
+    def log_step(
+        self, step: int, lr: float, grad_norm: float, more: Mapping[str, float | None]
+    ) -> dict[str, Any]:
         """Write the lines of a logged step; its loss is the mean since the last one.
+
+        Args:
+            step: Its number.
+            lr: Its learning rate.
+            grad_norm: Its gradient's norm, before clipping.
+            more: Numbers of methods, by name.
 
         Returns:
             The line of metrics.jsonl.
@@ -103,6 +114,7 @@ class Recorder:
             "mean_rank": sizes.mean_rank,
             "state_bytes": sizes.state_bytes,
             "tokens_per_second": self._num_open_tokens / max(self._open_s, 1e-9),
+            **more,
             "elapsed_s": self.elapsed_s(),
         }
         self._loss_sum, self._num_open_steps, self._open_s = 0.0, 0, 0.0
@@ -150,6 +162,7 @@ class Recorder:
             "loss_sum": self._loss_sum,
             "num_open_steps": self._num_open_steps,
             "open_s": self._open_s,
+            "num_samples": self.num_samples,
             "num_tokens": self._num_tokens,
             "num_open_tokens": self._num_open_tokens,
             "training_s": self.training_s,
@@ -164,6 +177,7 @@ class Recorder:
         self._loss_sum = state["loss_sum"]
         self._num_open_steps = state["num_open_steps"]
         self._open_s = state["open_s"]
+        self.num_samples = state["num_samples"]
         self._num_tokens = state["num_tokens"]
         self._num_open_tokens = state["num_open_tokens"]
         self.training_s = state["training_s"]

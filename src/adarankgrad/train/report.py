@@ -38,10 +38,23 @@ _PLOT_NOTES = {
         "What training holds from step to step, and the same parts inside the measured peak. "
         "The rest of the peak is activations, workspace and, on CPU, the process itself."
     ),
+    "batch": (
+        "Samples in a step, and the noise scale of its gradient: the batch at which noise and "
+        "gradient are equally long, an average of the tests since the last logged step. It is "
+        "not measured any more once the batch is at its cap."
+    ),
     "ranks": (
         "The number of basis vectors of every projected weight at every logged step, in the "
         "order of the model's layers."
     ),
+}
+
+
+_SECTIONS = {
+    "loss": "Loss",
+    "memory": "Memory",
+    "batch": "Batch size",
+    "ranks": "Ranks over time",
 }
 
 
@@ -105,6 +118,10 @@ def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     if run.mean_ranks:
         first, last = run.mean_ranks[0], run.mean_ranks[-1]
         entries.insert(2, ("Mean rank", format_number(last, 1), f"{first:.1f} at the first log"))
+    if run.batch_sizes:
+        first, last = run.batch_sizes[0], run.batch_sizes[-1]
+        steps = f"samples; {first} at the start, {format_count(run.summary.get('steps'))} steps"
+        entries.insert(1, ("Batch at the end", format_count(last), steps))
     return entries
 
 
@@ -154,7 +171,7 @@ def _opening(run: RunRecord) -> str:
 def _sections(run: RunRecord) -> Iterator[str]:
     yield page.tiles(headline_tiles(run))
     images = dict(plot_images(run))
-    for name, title in (("loss", "Loss"), ("memory", "Memory"), ("ranks", "Ranks over time")):
+    for name, title in _SECTIONS.items():
         if name in images:
             note = page.paragraph(_PLOT_NOTES[name])
             yield page.section(title, note, images[name], is_half=name != "ranks")

@@ -59,8 +59,9 @@ class RunConfig:
     model: str = setting("Folder of a model.")
     optimizer: str = setting(
         "adarankgrad, adarankgrad-low-memory, adarankgrad-published, galore, fira, "
-        "orthogonalized-sgd, adamw, or the dotted path of a class such as torch.optim.Muon, which "
-        "trains the weights that low-rank methods project, and AdamW the others.",
+        "orthogonalized-sgd, adagrad-norm, adamw, or the dotted path of a class such as "
+        "torch.optim.Muon, which trains the weights that low-rank methods project, and AdamW the "
+        "others.",
         "adarankgrad",
     )
     optimizer_args: dict[str, Any] = setting(
@@ -86,7 +87,9 @@ class RunConfig:
     energy: float | None = setting(
         "Share of the gradient's energy that the rank must capture, in (0, 1].", None, kind="float"
     )
-    steps: int = setting("Optimizer steps.", 1000, kind="int")
+    steps: int = setting(
+        "Optimizer steps; with --adadagrad, how many there would be without it.", 1000, kind="int"
+    )
     batch_size: int = setting("Sequences per forward pass.", 16, kind="int")
     gradient_accumulation: int = setting("Forward passes per optimizer step.", 1, kind="int")
     accumulate_in_backward: bool = setting(
@@ -107,6 +110,15 @@ class RunConfig:
         kind="dict",
         example="alpha=2",
     )
+    adadagrad: dict[str, Any] = setting(
+        "Let the batch grow by accumulation where its gradient is too noisy, for the same number "
+        "of samples in all: max_batch_size=512 (in samples), with eta=0.1, test=norm, "
+        "inner-product or augmented, statistics=micro-batches, norms or per-sample, test_every=1, "
+        "nu, chunk_size.",
+        {},
+        kind="dict",
+        example="max_batch_size=512,eta=0.1",
+    )
     warmup_steps: int | None = setting(
         "Steps of linear warm-up. Default: a tenth of the steps, at most 1000.", None, kind="int"
     )
@@ -119,6 +131,11 @@ class RunConfig:
     eval_every: int = setting("Steps between evaluations.", 200, kind="int")
     save_every: int = setting("Steps between checkpoints.", 200, kind="int")
     keep_checkpoints: int = setting("Newest checkpoints to keep.", 2, kind="int")
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in a step, at the start of a run where the batch grows."""
+        return self.batch_size * self.gradient_accumulation
 
     @classmethod
     def settings(cls) -> dict[str, Field[Any]]:

@@ -26,6 +26,7 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
     return {
         "optimizer": config.optimizer,
         "steps": trainer.state.global_step,
+        "samples": recorder.num_samples,
         "tokens": last["tokens"],
         "train_loss": last["loss"],
         "val_loss": last_evaluation["val_loss"],
@@ -43,6 +44,7 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
         "tokens_per_second": last["tokens"] / max(recorder.training_s, 1e-9),
         "optimizer_s": recorder.clock.seconds(),
         "elapsed_s": recorder.elapsed_s(),
+        **trainer.method_summary(),
         "paths": {
             "model": str(run_dir / MODEL_FOLDER),
             "report": str(run_dir / "report.html"),

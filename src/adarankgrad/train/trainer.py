@@ -1,8 +1,9 @@
 """transformers' `Trainer`, with checkpoints that survive a kill and a loop that can be resumed.
 
-Differences from the stock `Trainer`: a checkpoint appears only when complete; the data order is a
-function of the step (`tokens.Shuffled`), so nothing is replayed on resume; a loss that is
-not finite ends the run; logging, evaluation and saving follow the settings.
+Differences from the stock `Trainer`: a checkpoint appears only when complete; data order and
+learning rate are functions of the samples seen (`tokens.Shuffled`), so nothing is replayed on
+resume, and a step may take any number of micro-batches; a loss that is not finite ends the run;
+logging, evaluation and saving follow the settings.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, remove_old
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
+from adarankgrad.train.methods import Batch, Method, Step, count_samples
 from adarankgrad.train.presets import first_line
 from adarankgrad.train.recorder import perplexity
 from adarankgrad.train.settings import CONFIG_NAME
@@ -41,37 +41,6 @@ SESSION_NAME = "session.json"
 _FORMAT_VERSION = 2
 """Of our files in a checkpoint; since 2 they count tokens."""
 _TRAINER_STATE_NAME = "trainer_state.json"
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-def training_arguments(config: RunConfig, run_dir: Path, device: torch.device) -> TrainingArguments:
-    """Translate the settings for transformers; what to log and save when stays with `Flow`."""
-    assert config.lr is not None and config.warmup_steps is not None
-    arguments_class = _arguments_on(device) if device.type == "cuda" else TrainingArguments
-    return arguments_class(
-        output_dir=str(run_dir),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.lr,
-        lr_scheduler_type=_SCHEDULES[config.lr_schedule],
-        warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.precision == "mixed-bfloat16",
-        seed=config.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="no",
-        prediction_loss_only=True,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=[],
-        log_level="error",
-    )
 
 
 class Stateful(Protocol):
@@ -90,9 +59,15 @@ class Flow(TrainerCallback):
     """Decides after each step what happens next, and tells recorder and display."""
 
     def __init__(
-        self, config: RunConfig, recorder: Recorder, display: Display, stop: StopRequest
+        self,
+        config: RunConfig,
+        recorder: Recorder,
+        display: Display,
+        stop: StopRequest,
+        num_samples: int,
     ) -> None:
         self.config = config
+        self.num_samples = num_samples
         self.recorder = recorder
         self.display = display
         self.stop = stop
@@ -117,17 +92,18 @@ class Flow(TrainerCallback):
         """Log, evaluate and save when due; at the last step all three."""
         step = state.global_step
         self.recorder.end_step()
-        self.display.advance(step)
+        self.display.advance(self.recorder.num_samples // self.config.samples_per_step)
         num_skipped = self.recorder.skipped_steps() or 0
         if num_skipped > self._skipped_before:
             self.display.say(
                 f"warning: skipped step {step}, whose gradients were not finite "
                 f"({num_skipped} skipped so far)"
             )
-        is_last = step >= self.config.steps
+        is_last = self.recorder.num_samples >= self.num_samples
         control.should_log = is_last or step % self.config.log_every == 0
         control.should_evaluate = is_last or step % self.config.eval_every == 0
         control.should_save = is_last or step % self.config.save_every == 0
+        control.should_training_stop = control.should_training_stop or is_last
         self._stop_if_asked(control)
 
     def on_evaluate(
@@ -154,6 +130,7 @@ class RunTrainer(Trainer):
         evaluation: From the model to ``loss`` and other metrics; None for the loss of
             ``eval_dataset`` and its perplexity.
         stateful: What else a checkpoint holds, by the name of its file.
+        methods: Act around steps.
         options: Passed on to transformers' `Trainer`.
     """
 
@@ -167,29 +144,99 @@ class RunTrainer(Trainer):
         *,
         evaluation: Evaluation | None = None,
         stateful: Mapping[str, Stateful] | None = None,
+        methods: Sequence[Method] = (),
         **options: Any,
     ) -> None:
         self.run_config = config
+        self._resumed_from: str | None = None
         self.evaluation = evaluation
-        self.stateful = dict(stateful or {})
+        self.methods = list(methods)
+        self.stateful: dict[str, Stateful] = dict(stateful or {})
+        self.stateful |= {f"{method.name}.pt": method for method in methods}
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
-        self.add_callback(Flow(config, recorder, display, stop))
+        num_samples = len(options["train_dataset"])
+        self.add_callback(Flow(config, recorder, display, stop, num_samples))
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Make the learning rate a function of the samples seen: of the steps that they would make.
+
+        Where every step has the same number of samples, these are the steps.
+        """
+        is_new = self.lr_scheduler is None
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if is_new:
+            scheduler.lr_lambdas = [self._by_samples(factor) for factor in scheduler.lr_lambdas]
+        return scheduler
+
+    def _by_samples(self, factor: Callable[[float], float]) -> Callable[[int], float]:
+        return lambda _: factor(self.recorder.num_samples / self.run_config.samples_per_step)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, *options: Any
+    ) -> tuple[list[Any], Any]:
+        """Fetch the micro-batches of a step, as a single batch; fewer where the data end."""
+        count = self.run_config.gradient_accumulation
+        for method in self.methods:
+            count = method.num_micro_batches(count)
+        batches, num_items = super().get_batch_samples(epoch_iterator, count, *options)
+        if self._resumed_from is not None:
+            # Only now: starting to read the data draws a random number.
+            self._load_rng_state(self._resumed_from)
+            self._resumed_from = None
+        return [batches] if batches else [], num_items
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], *more: Any, **options: Any
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
+        """Compute the gradient of a step from its micro-batches."""
+        self.current_gradient_accumulation_steps = len(inputs)
+        step = self._step(model, inputs, num_items_in_batch) if self.methods else None
+        for method in self.methods:
+            assert step is not None
+            method.begin_step(step)
+        losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in inputs]
+        for method in self.methods:
+            assert step is not None
+            method.end_backward(step)
+        return torch.stack(losses).sum()
+
+    def _micro_batch(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Compute gradients of a micro-batch; a loss that is not finite ends the run."""
-        num_tokens = count_tokens(inputs)
-        loss = super().training_step(model, inputs, *more, **options)
+        num_tokens = count_tokens(batch)
+        loss = super().training_step(model, dict(batch), num_items)
         value = loss.item()
         if not math.isfinite(value):
             raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
-        self.recorder.add_batch(value, num_tokens)
+        self.recorder.add_batch(value, count_samples(batch), num_tokens)
         return loss
+
+    def _step(self, model: nn.Module, batches: list[Batch], num_items: Any) -> Step:
+        inputs: list[Batch] = [self._prepare_inputs(dict(batch)) for batch in batches]
+        num_samples = sum(map(count_samples, inputs))
+
+        def share_of(call: Callable[..., Any], sample: Batch) -> Tensor:
+            trained: Any = call
+            with self.compute_loss_context_manager():
+                loss: Any = self.compute_loss(trained, dict(sample), num_items_in_batch=num_items)
+            weight = 1.0 if num_items is not None else count_samples(sample) / num_samples
+            share: Tensor = loss * weight
+            return share
+
+        return Step(model, inputs, share_of)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return the operations of a step's micro-batches."""
+        return sum(super(RunTrainer, self).floating_point_ops(batch) for batch in inputs)
+
+    def method_summary(self) -> dict[str, float | None]:
+        """Return what the methods add to summary.json."""
+        return {name: value for each in self.methods for name, value in each.summary().items()}
 
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
         """Evaluate without drawing from training's random numbers."""
@@ -209,12 +256,13 @@ class RunTrainer(Trainer):
         """Write metrics lines, and hand the numbers on to TensorBoard."""
         step = self.state.global_step
         if "loss" in logs:
-            row = self.recorder.log_step(step, logs["learning_rate"], logs["grad_norm"])
+            more = {name: value for m in self.methods for name, value in m.metrics().items()}
+            row = self.recorder.log_step(step, logs["learning_rate"], logs["grad_norm"], more)
             self.display.show_step(row)
             logs["loss"] = row["loss"]
             logs["tokens_per_second"] = row["tokens_per_second"]
             logs["optimizer_mib"] = row["state_bytes"] / 2**20
-            for name in ("mean_rank", "skipped_steps"):
+            for name in ("mean_rank", "skipped_steps", *more):
                 if row[name] is not None:
                     logs[name] = row[name]
         elif "eval_loss" in logs:
@@ -232,10 +280,10 @@ class RunTrainer(Trainer):
             del metrics["loss"]
         self.display.show_evaluation(self.recorder.log_evaluation(step, loss, metrics))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        """Keep the dataset's order: it is already shuffled, as a function of the step."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Take what the run has not seen, in order: the data are already shuffled."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return SequentialSampler(dataset)
+        return range(self.recorder.num_samples, len(dataset))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint that appears only when complete, then delete old ones."""
@@ -271,6 +319,7 @@ class RunTrainer(Trainer):
         """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+            self._resumed_from = checkpoint
             if checkpoint is not None:
                 for name, part in self.stateful.items():
                     path = Path(checkpoint) / name
@@ -326,17 +375,3 @@ def count_tokens(inputs: Mapping[str, Any]) -> int:
     """Return the tokens of a batch, without padding."""
     mask = inputs.get("attention_mask")
     return inputs["input_ids"].numel() if mask is None else int(mask.sum())
-
-
-def _arguments_on(device: torch.device) -> type[TrainingArguments]:
-    """Return arguments for exactly one GPU; transformers would use every visible one."""
-
-    class OneGpuArguments(TrainingArguments):
-        @cached_property
-        def _setup_devices(self) -> torch.device:
-            super()._setup_devices  # noqa: B018 - sets up accelerate's state
-            torch.cuda.set_device(device)
-            self._n_gpu = 1
-            return device
-
-    return OneGpuArguments

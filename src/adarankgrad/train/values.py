@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import keyword
+import math
 import re
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_toml_table(path: Path) -> dict[str, Any]:
 def parse_arguments(
     text: str, setting: str = "optimizer_args", example: str = "betas=(0.9,0.95),eps=1e-6"
 ) -> dict[str, Any]:
-    """Parse ``name=value,...``; values are Python literals, bare words and keywords are text.
+    """Parse ``name=value,...``; values are Python literals or inf, other bare words are text.
 
     Args:
         text: What was given.
@@ -77,8 +78,9 @@ def parse_rank(text: str) -> int | float:
         return float(text)
 
 
-# Words such as raise, which Python would not read as a value.
-_WORDS = "|".join(sorted(set(keyword.kwlist) - {"True", "False", "None"}))
+# Words such as per-sample and raise, which Python would not read as a value.
+_HYPHENATED = r"[A-Za-z_]\w*(?:-\w+)+"
+_WORDS = "|".join([_HYPHENATED, *sorted(set(keyword.kwlist) - {"True", "False", "None"})])
 _KEYWORD_VALUE = re.compile(rf"=\s*({_WORDS})\s*(?=,|$)")
 
 
@@ -93,7 +95,9 @@ def _argument_name(word: ast.keyword) -> str:
 
 
 def _literal(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if not isinstance(node, ast.Name):
+        return ast.literal_eval(node)
+    return math.inf if node.id == "inf" else node.id
 
 
 def toml_value(value: Any) -> str:
