@@ -204,6 +204,7 @@ def test_only_training_is_possible_ahead_of_the_weights():
     model, optimizer, extrapolation = setup()
     train(model, optimizer, extrapolation, batches(1))
     part = batches(1)[0][0]
+    places = [param.data_ptr() for param in model.parameters()]
     extrapolation.begin()
     with torch.no_grad():
         model(part)  # a policy's or a teacher's pass, in training
@@ -218,6 +219,7 @@ def test_only_training_is_possible_ahead_of_the_weights():
     with pytest.raises(RuntimeError, match="call end"):
         extrapolation.begin()
     extrapolation.end()
+    assert places == [param.data_ptr() for param in model.parameters()]
     model.state_dict()
     with torch.no_grad():
         model.eval()(part)

@@ -40,9 +40,8 @@ class Extrapolation:
     after. In between, ``optimizer.step()``, saving, and the model in evaluation raise an error.
 
     Weights and rates are looked up at every step, so that groups may be added; a group with
-    ``maximize`` is moved the other way. The first
-    step has no past gradient and is taken at x, and so is one after an exception, or after a
-    gradient that was not finite.
+    ``maximize`` is moved the other way. The first step has no past gradient and is taken at x, and
+    so is one after an exception, or after a gradient that was not finite.
 
     Differs from the paper, of which no method section was at hand: see ``docs/extrapolation.md``.
 
