@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
+from allocations import LiveMemory
 from same_values import assert_same_values
 
 from .extrapolated_models import (
@@ -332,6 +333,43 @@ def test_past_gradients_are_free_of_the_loss_scale_and_dropped_when_it_overflows
     assert kept[0].item() == kept[2].item() == 3.0
     assert kept[1] is None
     assert weight.item() == pytest.approx(1.0 - 2 * 0.1 * 3.0, rel=1e-14)
+
+
+class PeakMemory(LiveMemory):
+    peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.peak = max(self.peak, self.num_bytes())
+        return result
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_memory_is_one_copy_of_the_weights_and_one_weight_more(source):
+    peaks, held = [], []
+    for step in (0.0, 0.3):
+        model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(6)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        config = ExtrapolationConfig(step, **SOURCES[source])
+        extrapolation = Extrapolation(optimizer, model, config)
+        data = torch.ones(1, 64)
+
+        def backward(model=model, data=data):
+            model(data).sum().backward()
+
+        with PeakMemory() as memory:
+            for _ in range(3):
+                with extrapolation.extrapolate(backward if source == "fresh" else None):
+                    backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        peaks.append(memory.peak)
+        held.append(memory.num_bytes())
+    one = 64 * 64 * 4
+    # Up to a KiB for activations and norms.
+    assert peaks[1] - peaks[0] <= 7 * one + 1024
+    expected = 6 * one if source.startswith("past") else 0
+    assert held[1] - held[0] == pytest.approx(expected, abs=1024)
 
 
 def test_recomputed_activations_change_nothing():

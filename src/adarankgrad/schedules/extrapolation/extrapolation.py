@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -58,7 +59,8 @@ class Extrapolation:
         ValueError: the optimizer needs a closure, or a weight is sharded.
 
     Memory: one copy of the trained weights in their dtype, and one weight more for a moment. In
-    between steps it is held by past gradients only.
+    between steps it is held by past gradients only. Time: gradients and weights are read once or
+    twice more, with one wait for the device a step.
 
     Example:
         >>> import torch
@@ -359,6 +361,8 @@ class Extrapolation:
         return self._names.get(param, f"a weight {tuple(param.shape)}")
 
 
-def _are_finite(tensors: Any) -> bool:
-    checks = [held.isfinite().all() for held in tensors]
-    return not checks or bool(torch.stack([each.to(checks[0].device) for each in checks]).all())
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    # The largest entries, where isfinite() would make a copy.
+    largest = [torch.linalg.vector_norm(held, math.inf) for held in tensors if held.numel()]
+    checks = [each.isfinite().to(largest[0].device) for each in largest]
+    return not checks or bool(torch.stack(checks).all())
