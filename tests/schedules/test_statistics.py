@@ -186,8 +186,11 @@ def test_layers_whose_samples_cannot_be_told_apart_are_refused():
     with pytest.raises(ValueError, match="table saw 1 of 3 samples"):
         norms.noise(1, 3)
     model.head = nn.Bilinear(4, 4, 1)
-    with SampleNorms(model), pytest.raises(ValueError, match="head has not one tensor as input"):
-        model.head(torch.ones(3, 4), torch.ones(3, 4))
+    norms = SampleNorms(model)
+    with norms:
+        model.head(torch.ones(3, 4), torch.ones(3, 4)).sum().backward()
+    with pytest.raises(ValueError, match="head has not one tensor as input"):
+        norms.noise(1, 3)
     model.head = nn.Linear(4, 1)
     parametrize.register_parametrization(model.head, "weight", nn.Identity())
     with pytest.raises(ValueError, match="parametrised"):

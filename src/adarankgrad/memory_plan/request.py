@@ -14,7 +14,12 @@ from adarankgrad.train.optimizers import OPTIMIZERS
 DEVICES = ("cuda", "cpu")
 QUANTIZED_ADAMW = "adamw-8bit"
 LORA = "lora"
-ALLOWED_OPTIMIZERS = (*OPTIMIZERS, QUANTIZED_ADAMW, LORA)
+_NOT_PLANNED = ("adagrad-norm",)
+ALLOWED_OPTIMIZERS = (
+    *(name for name in OPTIMIZERS if name not in _NOT_PLANNED),
+    QUANTIZED_ADAMW,
+    LORA,
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..core.signed_power import signed_power, signed_power_slope, signed_root
 
 
 class _Power(torch.autograd.Function):
-    """theta to w; the gradient goes to theta, or on as it is. In the form that `torch.func` takes."""
+    """theta to w, in a form that `torch.func` takes; the gradient goes to theta, or on as it is."""
 
     generate_vmap_rule = True
 

@@ -35,6 +35,7 @@ METHOD_COLOURS = {
     "PRILoRA": "#93a01c",
     "SGD": "#7a8699",
     "Orthogonalized SGD": "#4f7a6b",
+    "AdaGradNorm": "#62b6d6",
 }
 """Chosen to be told apart on white and on near-black paper."""
 

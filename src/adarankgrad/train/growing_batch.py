@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -200,12 +201,19 @@ class GrowingBatch(Method):
         self._norms.add(measured.squared_norm().double().sum())
 
     def _noise(self, step: Step) -> GradientNoise:
-        params = list(step.model.parameters())
-        if self._norms is None:
-            return noise_of_samples(self._sums(step), squared_norm_of_grads(params))
-        return self._norms.noise(
-            len(step.micro_batches), step.num_samples, squared_norm_of_grads(params)
-        )
+        squared_mean = squared_norm_of_grads(step.model.parameters())
+        try:
+            if self._norms is None:
+                return noise_of_samples(self._sums(step), squared_mean)
+            return self._norms.noise(len(step.micro_batches), step.num_samples, squared_mean)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # what torch.func cannot run, too
+            statistics = self.controller.config.statistics
+            raise TrainingError(
+                f"--adadagrad statistics={statistics} does not do for this model "
+                f"({first_line(error)}): use another."
+            ) from error
 
     def _sums(self, step: Step) -> SampleSums:
         grads = {
@@ -215,19 +223,13 @@ class GrowingBatch(Method):
         }
         total = SampleSums(0, 0.0, 0.0, 0.0)
         for batch in step.micro_batches:
-            try:
-                sums = per_sample_sums(
-                    step.model,
-                    step.share,
-                    batch,
-                    grads,
-                    num_samples=step.num_samples,
-                    chunk_size=self.controller.config.chunk_size,
-                )
-            except (ValueError, RuntimeError) as error:  # what torch.func cannot run
-                raise TrainingError(
-                    "--adadagrad statistics=per-sample cannot take this model's samples one by "
-                    f"one ({first_line(error)}): use statistics=norms or micro-batches."
-                ) from error
+            sums = per_sample_sums(
+                step.model,
+                step.share,
+                batch,
+                grads,
+                num_samples=step.num_samples,
+                chunk_size=self.controller.config.chunk_size,
+            )
             total = pool(total, sums)
         return total

@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 METHOD_NAMES = {
+    "adagrad-norm": "AdaGradNorm",
     "adamw": "AdamW",
     "adarankgrad": "AdaRankGrad",
     "adarankgrad-low-memory": "AdaRankGrad (low memory)",

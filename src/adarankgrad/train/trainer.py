@@ -196,14 +196,13 @@ class RunTrainer(Trainer):
     ) -> Tensor:
         """Compute the gradient of a step from its micro-batches."""
         self.current_gradient_accumulation_steps = len(inputs)
-        step = self._step(model, inputs, num_items_in_batch) if self.methods else None
+        step = self._step(model, inputs, num_items_in_batch)
+        batches = step.micro_batches
         try:
             for method in self.methods:
-                assert step is not None
                 method.begin_step(step)
-            losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in inputs]
+            losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in batches]
             for method in self.methods:
-                assert step is not None
                 method.end_backward(step)
         except BaseException:
             for method in self.methods:

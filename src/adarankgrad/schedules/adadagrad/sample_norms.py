@@ -45,9 +45,10 @@ class SampleNorms:
     Raises:
         ValueError: a weight is used by two layers, or is parametrised.
 
-    Memory: inputs of the watched layers, most of which autograd keeps anyway; a layer's gradients
-    for all samples of a micro-batch at a time, or for linear layers (b, T, T) where that is less.
-    Time: about that of weight gradients once more.
+    Memory: inputs of the watched layers, most of which autograd keeps anyway; for linear layers
+    and embeddings (b, T, T), or one sample's gradient of the layer where T² is more; for other
+    layers their gradients for all samples of a micro-batch. Time: about that of weight gradients
+    once more.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -67,11 +68,12 @@ class SampleNorms:
         self._total: Tensor | None = None
         self._num_samples: Counter[str] = Counter()
         self._is_reading = False
+        self._refused = ""
         _refuse_shared(self.layers)
 
     def __enter__(self) -> SampleNorms:
         """Start to read, from zero."""
-        self._total = None
+        self._total, self._refused = None, ""
         self._num_samples.clear()
         self._handles = [
             layer.register_forward_hook(partial(self._watch, name), with_kwargs=True)
@@ -103,9 +105,12 @@ class SampleNorms:
             squared_mean: ‖ḡ‖²; None: read from ``.grad``.
 
         Raises:
-            ValueError: a layer was not used once for every sample, or workers took different
-                numbers of micro-batches.
+            ValueError: a layer was not used once for every sample, or has not samples along the
+                first axis of one input and one output; or workers took different numbers of
+                micro-batches.
         """
+        if self._refused:
+            raise ValueError(f"{self._refused}: {_USE_OTHERS}")
         if squared_mean is None:
             squared_mean = squared_norm_of_grads(self.params)
         total = 0.0 if self._total is None else float(self._total)
@@ -127,14 +132,16 @@ class SampleNorms:
             return
         inputs = [*args, *kwargs.values()]
         if not (len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)):
-            raise ValueError(f"{name} has not one tensor as input and as output: {_USE_OTHERS}")
+            self._refused = f"{name} has not one tensor as input and as output"
+            return
         read = partial(self._read, name, layer, inputs[0].detach())
         output.register_hook(read)  # type: ignore[no-untyped-call]
 
     def _read(self, name: str, layer: nn.Module, inputs: Tensor, grad: Tensor) -> None:
         self._num_samples[name] += inputs.shape[0]
         if inputs.shape[0] != grad.shape[0]:
-            raise ValueError(f"{name} does not keep samples along the first axis: {_USE_OTHERS}")
+            self._refused = f"{name} does not keep samples along the first axis"
+            return
         self._is_reading = True
         try:
             with torch.no_grad():
