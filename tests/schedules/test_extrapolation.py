@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adarankgrad import AdaGradNorm, Fira, GaLore, param_groups
 from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
 from allocations import LiveMemory
 from same_values import assert_same_values
@@ -74,6 +75,35 @@ def test_steps_are_those_of_a_copy_that_is_ahead_to_the_bit(name, source, num_pa
     unmoved = net()
     train_plainly(unmoved, OPTIMIZERS[name](unmoved), steps)
     assert not same(unmoved, model)
+
+
+TORCH_OPTIMIZERS = [
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adamax",
+    "ASGD",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+]
+
+
+@pytest.mark.parametrize("make", [*TORCH_OPTIMIZERS, "Rprop", AdaGradNorm, GaLore, Fira])
+def test_any_optimizer_takes_the_steps_of_a_copy_that_is_ahead(make):
+    def optimizer_of(model):
+        if make in (GaLore, Fira):
+            return make(param_groups(model, smallest_side=2), lr=0.02, rank=4)
+        chosen = getattr(torch.optim, make) if isinstance(make, str) else make
+        return chosen(model.parameters(), lr=0.02)
+
+    expected = net()
+    train_by_hand(expected, optimizer_of(expected), "past-local", 0.3, batches(4, 2))
+    model = net()
+    optimizer = optimizer_of(model)
+    extrapolation = Extrapolation(optimizer, model, ExtrapolationConfig(0.3), num_micro_batches=2)
+    train(model, optimizer, extrapolation, batches(4, 2))
+    assert same(expected, model)
 
 
 def test_a_fresh_gradient_contracts_a_quadratic_as_computed():
