@@ -147,6 +147,55 @@ BAD_FLAGS = {
         {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"},
         ["carry", "nothing"],
     ),
+    "negative extrapolation": (
+        {"extrapolation": "step=-0.1"},
+        ["--extrapolation: step must be at least 0", "got -0.1"],
+    ),
+    "extrapolation of no length": (
+        {"extrapolation": "source=fresh"},
+        ["--extrapolation has no step"],
+    ),
+    "unknown source": (
+        {"extrapolation": "step=0.1,source=past"},
+        ["source must be one of past-local, fresh, past-global, noise", "'past'"],
+    ),
+    "noise without scale": (
+        {"extrapolation": "step=0.1,source=noise"},
+        ["source='noise' needs a scale"],
+    ),
+    "unknown setting of extrapolation": (
+        {"extrapolation": "stp=0.1"},
+        ["unknown setting of --extrapolation 'stp'", "did you mean step"],
+    ),
+    "extrapolation for closures": (
+        {"extrapolation": "step=0.1", "optimizer": "torch.optim.LBFGS"},
+        ["torch.optim.LBFGS", "several times a step"],
+    ),
+    "extrapolated test gradients": (
+        {
+            "extrapolation": "step=0.1",
+            "adadagrad": "max_batch_size=8",
+            "gradient-accumulation": 2,
+        },
+        ["--extrapolation does not go together with --adadagrad"],
+    ),
+    "extrapolation by gradients that are not kept": (
+        {
+            "optimizer": "adarankgrad",
+            "accumulate-in-backward": True,
+            "extrapolation": "step=0.1,source=past-global",
+        },
+        ["source=past-global needs whole gradients", "source=past-local"],
+    ),
+    "residual steps ahead of the weights": (
+        {
+            "optimizer": "adarankgrad",
+            "accumulate-in-backward": True,
+            "gradient-accumulation": 2,
+            "extrapolation": "step=0.1",
+        },
+        ["residual=orthogonalized", "--gradient-accumulation 1"],
+    ),
     "power below 1": ({"powerprop": "alpha=0.5"}, ["--powerprop", "alpha", "at least 1", "0.5"]),
     "no power": ({"powerprop": "adam_mode=theta"}, ["--powerprop has no alpha"]),
     "unknown setting of powers": ({"powerprop": "alfa=2"}, ["'alfa'", "did you mean alpha"]),

@@ -1,1 +1,1 @@
-"""What changes along a run besides the learning rate: the batch size."""
+"""What changes along a run besides the learning rate: batch size, and where gradients are taken."""

@@ -24,6 +24,7 @@ from adarankgrad.train.arguments import training_arguments
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
+from adarankgrad.train.extrapolated import extrapolated_steps
 from adarankgrad.train.files import (
     remove_partial,
     restore_replaced,
@@ -209,7 +210,10 @@ def run_methods(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> li
     Raises:
         UserError: One does not fit the other settings, or the model.
     """
-    methods = [growing_batch(config, model, optimizer)]
+    methods = [
+        growing_batch(config, model, optimizer),
+        extrapolated_steps(config, model, optimizer),
+    ]
     return [method for method in methods if method is not None]
 
 

@@ -50,6 +50,9 @@ class Method:
     def end_backward(self, step: Step) -> None:
         """Act when all gradients of a step are added up, and not clipped yet."""
 
+    def abandon_step(self) -> None:
+        """Undo `begin_step` where an error ended the step before `end_backward`."""
+
     def metrics(self) -> dict[str, float | None]:
         """Return what to add to the line of a logged step; called once a line."""
         return {}

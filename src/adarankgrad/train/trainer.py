@@ -205,12 +205,17 @@ class RunTrainer(Trainer):
         """Compute the gradient of a step from its micro-batches."""
         self.current_gradient_accumulation_steps = len(inputs)
         step = self._step(model, inputs, num_items_in_batch)
-        for method in self.methods:
-            method.begin_step(step)
         batches = step.micro_batches
-        losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in batches]
-        for method in self.methods:
-            method.end_backward(step)
+        try:
+            for method in self.methods:
+                method.begin_step(step)
+            losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in batches]
+            for method in self.methods:
+                method.end_backward(step)
+        except BaseException:
+            for method in self.methods:
+                method.abandon_step()
+            raise
         return torch.stack(losses).sum()
 
     def _micro_batch(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
