@@ -31,6 +31,7 @@ from adarankgrad.train.files import (
     staged_folder,
     write_atomic,
 )
+from adarankgrad.train.flops import TrainingFlops
 from adarankgrad.train.folder import (
     MODEL_FOLDER,
     SUMMARY_NAME,
@@ -38,6 +39,7 @@ from adarankgrad.train.folder import (
     check_output,
     describe_environment,
 )
+from adarankgrad.train.growing_depth import DEPTH_NAME, DepthCallback, growing_depth
 from adarankgrad.train.lock import locked
 from adarankgrad.train.optimizers import (
     accumulate_gradients,
@@ -236,6 +238,11 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
     if checkpoint is not None:
         step = checkpoint.step
         _rewind(request, checkpoint, recorder)
+    depth = growing_depth(config, parts.model, parts.optimizer)
+    callbacks, stateful = [*parts.callbacks], {**parts.stateful}
+    if depth is not None:
+        callbacks.append(DepthCallback(depth, recorder))
+        stateful[DEPTH_NAME] = depth
     writer = SummaryWriter(request.run_dir / TENSORBOARD_FOLDER, purge_step=step + 1)
     trainer = RunTrainer(
         config,
@@ -244,14 +251,15 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         request.display,
         stop,
         evaluation=parts.evaluation,
-        stateful=parts.stateful,
+        stateful=stateful,
+        flops=TrainingFlops(parts.model, depth),
         model=parts.model,
         args=training_arguments(config, request.run_dir, request.device),
         train_dataset=parts.train_dataset,
         eval_dataset=parts.eval_dataset,
         data_collator=parts.collate,
         optimizers=(parts.optimizer, None),
-        callbacks=[tensorboard(writer), *parts.callbacks],
+        callbacks=[tensorboard(writer), *callbacks],
     )
     request.display.start(config.steps, step)
     try:

@@ -1,4 +1,4 @@
-"""Plots of a finished run: ``plots/loss.png``, ``plots/ranks.png`` and ``plots/memory.png``."""
+"""Plots of a finished run, under ``plots``: loss and memory, and ranks where there are any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_plots(run_dir: Path) -> list[Path]:
 
     Returns:
         The PNG files written: loss and memory for every optimizer, ranks for those that
-        log ranks.
+        log ranks, loss over operations where the depth grew.
 
     Raises:
         UserError: The folder is not a finished run.
@@ -44,6 +44,10 @@ def plot_makers(run: RunRecord) -> dict[str, Callable[[Theme], Figure]]:
         "loss": lambda theme: loss_figure({run.method: run}, caption, theme),
         "memory": lambda theme: memory_figure({run.method: run}, caption, theme),
     }
+    if run.has_growing_depth and run.summary.get("training_flops") is not None:
+        makers["loss_over_operations"] = lambda theme: loss_figure(
+            {run.method: run}, caption, theme, over="training_flops"
+        )
     if run.layers:
         makers["ranks"] = lambda theme: ranks_figure(run, caption, theme)
     return makers

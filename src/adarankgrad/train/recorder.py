@@ -62,16 +62,34 @@ class Recorder:
         self._open_s = 0.0
         self._num_tokens = 0
         self._num_open_tokens = 0
+        self._flops: int | None = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens trained on so far, without padding."""
+        return self._num_tokens
+
+    @property
+    def training_flops(self) -> int | None:
+        """Floating-point operations of training so far; None where they are not known."""
+        return self._flops
 
     def start_step(self) -> None:
         """Note that a step begins."""
         self._step_started = time.perf_counter()
 
-    def add_batch(self, loss: float, num_tokens: int) -> None:
-        """Add a micro-batch's share of the step's loss, and its tokens without padding."""
+    def add_batch(self, loss: float, num_tokens: int, flops: int | None) -> None:
+        """Add a micro-batch's share of the step's loss, its tokens without padding, and its cost.
+
+        Args:
+            loss: The share.
+            num_tokens: The tokens.
+            flops: Floating-point operations; None where they are not known.
+        """
         self._loss_sum += loss
         self._num_tokens += num_tokens
         self._num_open_tokens += num_tokens
+        self._flops = None if self._flops is None or flops is None else self._flops + flops
 
     def measure_gradients(self) -> None:
         """Measure the gradients that are held now."""
@@ -95,6 +113,7 @@ class Recorder:
         row = {
             "step": step,
             "tokens": self._num_tokens,
+            "training_flops": self._flops,
             "loss": self._loss_sum / num_steps,
             "lr": lr,
             # JSON has no infinity; a step whose gradient overflowed shows null.
@@ -121,6 +140,7 @@ class Recorder:
         row = {
             "step": step,
             "tokens": self._num_tokens,
+            "training_flops": self._flops,
             "val_loss": val_loss,
             **metrics,
         }
@@ -152,6 +172,7 @@ class Recorder:
             "open_s": self._open_s,
             "num_tokens": self._num_tokens,
             "num_open_tokens": self._num_open_tokens,
+            "training_flops": self._flops,
             "training_s": self.training_s,
             "optimizer_s": self.clock.seconds(),
             "elapsed_s": self.elapsed_s(),
@@ -166,6 +187,7 @@ class Recorder:
         self._open_s = state["open_s"]
         self._num_tokens = state["num_tokens"]
         self._num_open_tokens = state["num_open_tokens"]
+        self._flops = state["training_flops"]
         self.training_s = state["training_s"]
         self.clock.start_from(state["optimizer_s"])
         self._elapsed_before_s = state["elapsed_s"]

@@ -24,6 +24,11 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
+from adarankgrad.train.growing_depth import (
+    check_stages_are_reached,
+    check_starts_from_nothing,
+    growing_depth,
+)
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -165,8 +170,13 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
             check_can_train(vocab_size)
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
+    check_starts_from_nothing(config, plan.weights is not None)
+    check_stages_are_reached(
+        config, config.batch_size * config.gradient_accumulation * config.seq_len
+    )
     meta_model = power_model(build_model(plan, config.seed, meta=True), config)
-    prepare_optimizer(meta_model, config)
+    optimizer, _ = prepare_optimizer(meta_model, config)
+    growing_depth(config, meta_model, optimizer)
     check_writable(run_dir)
     return _Run(
         config=config,

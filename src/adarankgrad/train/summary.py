@@ -27,6 +27,7 @@ def summarize(config: TrainConfig, run_dir: Path, trainer: RunTrainer) -> dict[s
         "optimizer": config.optimizer,
         "steps": trainer.state.global_step,
         "tokens": last["tokens"],
+        "training_flops": recorder.training_flops,
         "train_loss": last["loss"],
         "val_loss": last_evaluation["val_loss"],
         "perplexity": last_evaluation["perplexity"],

@@ -30,6 +30,7 @@ from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.display import Display
+    from adarankgrad.train.flops import TrainingFlops
     from adarankgrad.train.recorder import Recorder
     from adarankgrad.train.run_config import RunConfig
     from adarankgrad.train.signals import StopRequest
@@ -38,8 +39,8 @@ Evaluation = Callable[[nn.Module], dict[str, float]]
 """From a model to its validation ``loss`` and other metrics."""
 
 SESSION_NAME = "session.json"
-_FORMAT_VERSION = 2
-"""Of our files in a checkpoint; since 2 they count tokens."""
+_FORMAT_VERSION = 3
+"""Of our files in a checkpoint; since 3 they count operations."""
 _TRAINER_STATE_NAME = "trainer_state.json"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -154,6 +155,7 @@ class RunTrainer(Trainer):
         evaluation: From the model to ``loss`` and other metrics; None for the loss of
             ``eval_dataset`` and its perplexity.
         stateful: What else a checkpoint holds, by the name of its file.
+        flops: Counts operations.
         options: Passed on to transformers' `Trainer`.
     """
 
@@ -167,11 +169,13 @@ class RunTrainer(Trainer):
         *,
         evaluation: Evaluation | None = None,
         stateful: Mapping[str, Stateful] | None = None,
+        flops: TrainingFlops,
         **options: Any,
     ) -> None:
         self.run_config = config
         self.evaluation = evaluation
         self.stateful = dict(stateful or {})
+        self.flops = flops
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
@@ -184,11 +188,12 @@ class RunTrainer(Trainer):
     ) -> Tensor:
         """Compute gradients of a micro-batch; a loss that is not finite ends the run."""
         num_tokens = count_tokens(inputs)
+        flops = self.flops.of(num_tokens, inputs["input_ids"].shape[-1])
         loss = super().training_step(model, inputs, *more, **options)
         value = loss.item()
         if not math.isfinite(value):
             raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
-        self.recorder.add_batch(value, num_tokens)
+        self.recorder.add_batch(value, num_tokens, flops)
         return loss
 
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:

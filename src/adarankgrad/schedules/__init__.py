@@ -1,0 +1,1 @@
+"""What changes along a run besides the learning rate: the depth."""

@@ -1,0 +1,182 @@
+"""``adarankgrad train --progressive-depth``: neutral at full depth, resumable, whole in the end."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_inputs import TINY_MODEL, call, tiny_flags, write_inputs
+
+from adarankgrad.schedules.depth import DepthConfig
+from adarankgrad.train.files import read_jsonl
+from adarankgrad.train.trainer import Flow
+from same_values import assert_same_values
+
+NUM_LAYERS = 4
+STAGES = "layers=(1,2,4),starts=(0,2,4)"
+TIMES = ("elapsed_s", "tokens_per_second")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_inputs(tmp_path)
+    model = TINY_MODEL | {"num_hidden_layers": NUM_LAYERS}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(model))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    monkeypatch.setattr("adarankgrad.train.report.write_report", lambda run_dir: run_dir)
+    return tmp_path
+
+
+def weights_of(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def rows_of(run):
+    rows = read_jsonl(run / "metrics.jsonl")
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
+
+
+def assert_same(first, second):
+    assert rows_of(first) == rows_of(second)
+    assert_same_values(weights_of(first), weights_of(second))
+    newest = "checkpoints/checkpoint-6/optimizer.pt"
+    assert_same_values(*(torch.load(run / newest, weights_only=True) for run in (first, second)))
+
+
+def stop_after(monkeypatch, step):
+    original = Flow.on_step_end
+
+    def on_step_end(self, args, state, control, **options):
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, args, state, control, **options)
+
+    monkeypatch.setattr(Flow, "on_step_end", on_step_end)
+
+
+def test_full_depth_from_the_start_trains_as_without_it_to_the_bit(folder):
+    flags = {"optimizer": "adarankgrad", "weight_decay": 0.1}
+    stages = "layers=(4,4),starts=(0,3),sampling=uniform"
+    assert call("train", *tiny_flags(output="plain", **flags)) == 0
+    assert call("train", *tiny_flags(output="neutral", progressive_depth=stages, **flags)) == 0
+    assert_same(folder / "plain", folder / "neutral")
+
+
+@pytest.mark.parametrize(
+    ("stop", "changes"),
+    [
+        (3, {"optimizer": "adamw", "progressive_depth": f"{STAGES},optimizer_state=copied"}),
+        (
+            4,
+            {
+                "optimizer": "adarankgrad",
+                "optimizer_args": "state_dtype=int8,refresh_max_gap=2",
+                "gradient_accumulation": 2,
+                "progressive_depth": "layers=(1,2,4),starts=(0,100,256),unit=tokens",
+            },
+        ),
+    ],
+    ids=["within a stage", "between stages"],
+)
+def test_a_stopped_run_resumes_to_the_bit_and_saves_all_layers(folder, monkeypatch, stop, changes):
+    flags = {"weight_decay": 0.1, **changes}
+    assert call("train", *tiny_flags(output="whole", **flags)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        assert call("train", *tiny_flags(output="parts", **flags)) == 128 + signal.SIGTERM
+    checkpoint = folder / "parts" / "checkpoints" / f"checkpoint-{stop}"
+    state = torch.load(checkpoint / "progressive_depth.pt", weights_only=True)
+    assert state == {"num_layers": 2}
+    assert call("train", "--resume", "--output", "parts") == 0
+    assert_same(folder / "whole", folder / "parts")
+    saved = weights_of(folder / "parts")
+    assert len({name.split(".")[2] for name in saved if "layers" in name}) == NUM_LAYERS
+    assert saved.keys() == load_file(checkpoint / "model.safetensors").keys()
+    assert call("train", *tiny_flags(output="on", model="parts/model", steps=1)) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "galore", "optimizer_args": "rank=4"},
+        {"optimizer": "torch.optim.Muon", "lr": 1e-3},
+        {"optimizer": "adarankgrad", "accumulate_in_backward": True, "gradient_accumulation": 2},
+        {"optimizer": "adamw", "powerprop": "alpha=2,decay_on=weight", "weight_decay": 0.1},
+        {
+            "optimizer": "adarankgrad",
+            "precision": "bfloat16",
+            "optimizer_args": "weight_rounding=corrected",
+        },
+    ],
+    ids=["galore", "muon", "in backward", "powerprop", "corrected"],
+)
+def test_state_is_copied_with_other_optimizers_and_methods(folder, changes):
+    stages = f"{STAGES},optimizer_state=copied,sampling=constant_high"
+    flags = {"eval_every": 6, "save_every": 6, "progressive_depth": stages, **changes}
+    assert call("train", *tiny_flags(**flags)) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["val_loss"] < 8
+    assert summary["state_bytes"] > 0
+
+
+def test_operations_are_counted_at_the_depth_of_each_step(folder):
+    assert call("train", *tiny_flags(progressive_depth=f"{STAGES},sampling=uniform")) == 0
+    config = DepthConfig(layers=(1, 2, 4), starts=(0, 2, 4), sampling="uniform")
+    depths = [config.sample_depth(config.layers_at(step), 0, step) for step in range(6)]
+    assert len(set(depths)) > 2
+    head = 300 * 32
+    layer = 4 * 32 * 32 + 3 * 32 * 64
+    tokens, length, width = 2 * 16, 16, 32
+    costs = [tokens * (6 * head + depth * (6 * layer + 12 * length * width)) for depth in depths]
+    for row in read_jsonl(folder / "run" / "metrics.jsonl"):
+        assert row["training_flops"] == sum(costs[: row["step"]])
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["training_flops"] == sum(costs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes", "message"),
+    [
+        ("starts=(0,2)", {}, "--progressive-depth has no layers: give those of each stage"),
+        ("layer=(1,4)", {}, "unknown setting of --progressive-depth 'layer': did you mean layer"),
+        ("layers=(4,2),starts=(0,2)", {}, "layers must not fall from stage to stage, got 4, 2"),
+        ("layers=(2,8),starts=(0,2)", {}, "layers must end with the 4 layers of the model, got 8"),
+        ("layers=(1,2),starts=(0,2)", {}, "layers must end with the 4 layers of the model, got 2"),
+        ("layers=(2,4),starts=(2,0)", {}, "starts must rise from stage to stage, got 2, 0"),
+        ("layers=(2,4),starts=(0,6)", {}, "at 6 steps, and the last of 6 steps begins at 5"),
+        (
+            "layers=(2,4),starts=(0,161),unit=tokens",
+            {},
+            "at 161 tokens, and the last of 6 steps begins at 160",
+        ),
+        (
+            "layers=(2,4),starts=(0,2),optimizer_state=copied",
+            {"optimizer": "adarankgrad", "optimizer_args": "memory_budget=0.5"},
+            "optimizer_state='copied' would multiply state",
+        ),
+        ("layers=(2,4),starts=(0,2)", {"model": "albert"}, "one list of its 4 layers"),
+        ("layers=(2,4),starts=(0,2)", {"model": "trained"}, "trained, which has trained weights"),
+    ],
+)
+def test_stages_that_cannot_be_trained_are_refused_in_one_line(
+    folder, capfd, setting, changes, message
+):
+    write_unsuitable_models(folder)
+    before = sorted(folder.rglob("*"))
+    assert call("train", *tiny_flags(progressive_depth=setting, **changes)) == 2
+    err = capfd.readouterr().err
+    assert len(err.strip().splitlines()) == 1 and message in err
+    assert sorted(folder.rglob("*")) == before
+
+
+def write_unsuitable_models(folder):
+    """Write a model without a list of its layers, and one that looks trained."""
+    config = TINY_MODEL | {"num_hidden_layers": NUM_LAYERS}
+    mixture = config | {"model_type": "xlstm", "architectures": ["xLSTMForCausalLM"]}
+    for name, settings in (("albert", mixture), ("trained", config)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(settings))
+    (folder / "trained" / "model.safetensors").write_bytes(b"")
