@@ -114,14 +114,15 @@ def test_state_is_copied_with_other_optimizers_and_methods(folder, changes):
     assert summary["state_bytes"] > 0
 
 
-def test_operations_are_counted_at_the_depth_of_each_step(folder):
-    assert call("train", *tiny_flags(progressive_depth=f"{STAGES},sampling=uniform")) == 0
+def test_operations_are_counted_at_one_depth_for_all_micro_batches_of_a_step(folder):
+    stages = f"{STAGES},sampling=uniform"
+    assert call("train", *tiny_flags(progressive_depth=stages, gradient_accumulation=2)) == 0
     config = DepthConfig(layers=(1, 2, 4), starts=(0, 2, 4), sampling="uniform")
     depths = [config.sample_depth(config.layers_at(step), 0, step) for step in range(6)]
     assert len(set(depths)) > 2
     head = 300 * 32
     layer = 4 * 32 * 32 + 3 * 32 * 64
-    tokens, length, width = 2 * 16, 16, 32
+    tokens, length, width = 2 * 2 * 16, 16, 32
     costs = [tokens * (6 * head + depth * (6 * layer + 12 * length * width)) for depth in depths]
     for row in read_jsonl(folder / "run" / "metrics.jsonl"):
         assert row["training_flops"] == sum(costs[: row["step"]])

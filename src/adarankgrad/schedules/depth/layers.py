@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-# What tells layers apart without changing what they compute, but for caches.
-_INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
-_PLAIN = (int, float, str, bool, tuple, type(None))
+# Attributes that do not change what a layer computes, caches apart.
+_NOT_FUNCTION = {"training", "layer_idx", "layer_id", "layer_index", "layer_number"}
 
 
 class LayerList(NamedTuple):
@@ -124,14 +123,17 @@ def _description(layer: nn.Module) -> dict[str, Any]:
         prefix = f"{module_name}." if module_name else ""
         described[f"the class of {module_name or 'a layer'}"] = type(module).__name__
         for name, value in vars(module).items():
-            is_plain = isinstance(value, _PLAIN) and not name.startswith("_")
-            if is_plain and name not in _INDEX_NAMES and name != "training":
+            if _is_plain(value) and not name.startswith("_") and name not in _NOT_FUNCTION:
                 described[f"{prefix}{name}"] = value
-    for kind in (layer.named_parameters(), layer.named_buffers()):
-        for name, tensor in kind:
-            assert isinstance(tensor, torch.Tensor)
-            described[f"the shape of {name}"] = tuple(tensor.shape)
+    for name, tensor in chain(layer.named_parameters(), layer.named_buffers()):
+        described[f"the shape of {name}"] = tuple(tensor.shape)
     return described
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
 
 
 def _check_config(config: Any, num_layers: int) -> None:
