@@ -75,7 +75,7 @@ def test_a_run_stopped_within_and_between_stages_resumes_to_the_bit(folder, monk
         "optimizer_args": "state_dtype=int8,refresh_max_gap=2",
         "weight_decay": 0.1,
         "gradient_accumulation": 2,
-        "progressive_depth": "layers=(1,2,4),starts=(0,100,256),unit=tokens,optimizer_state=copied",
+        "progressive_depth": "layers=(1,2,4),starts=(0,100,256),unit=tokens",
     }
     assert call("train", *tiny_flags(output="whole", **flags)) == 0
     for stop in (3, 4):
@@ -109,7 +109,7 @@ def test_a_run_stopped_within_and_between_stages_resumes_to_the_bit(folder, monk
     ids=["in backward", "powerprop"],
 )
 def test_state_is_copied_with_other_methods(folder, changes):
-    stages = "layers=(1,2,4),starts=(0,1,2),optimizer_state=copied,sampling=constant_high"
+    stages = "layers=(1,2,4),starts=(0,1,2),sampling=constant_high"
     assert call("train", *tiny_flags(steps=3, progressive_depth=stages, **changes)) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["val_loss"] < 8
@@ -172,7 +172,7 @@ def test_operations_are_counted_at_one_depth_for_all_micro_batches_of_a_step(fol
             "at 161 tokens, and the last of 6 steps begins at 160",
         ),
         (
-            "layers=(2,4),starts=(0,2),optimizer_state=copied",
+            "layers=(2,4),starts=(0,2)",
             {"optimizer": "adarankgrad", "optimizer_args": "memory_budget=0.5"},
             "optimizer_state='copied' would multiply state",
         ),

@@ -167,8 +167,8 @@ def test_state_within_a_budget_is_not_multiplied():
     model = build("llama", 4)
     optimizer = subspace(model, memory_budget=0.5)
     with pytest.raises(ValueError, match="multiply state that memory_budget holds"):
-        grow(model, optimizer, optimizer_state="copied")
-    grow(model, optimizer)
+        grow(model, optimizer)
+    grow(model, optimizer, optimizer_state="fresh")
     assert optimizer.report().projected_state_bytes > 0
 
 
@@ -249,7 +249,7 @@ def test_data_parallel_training_takes_reused_checkpointed_layers(tmp_path):
         ({"unit": "epochs"}, "unit must be one of steps, tokens"),
         ({"layer_map": "blend"}, "layer_map must be one of interpolate, stack"),
         ({"sampling": "low"}, "sampling must be one of low_value"),
-        ({"optimizer_state": "new"}, "optimizer_state must be one of fresh, copied, kept"),
+        ({"optimizer_state": "new"}, "optimizer_state must be one of copied, kept, fresh"),
         ({"layers": (2, 6)}, "layers must end with the 4 layers of the model, got 6"),
         ({"layers": (2, 3)}, "layers must end with the 4 layers of the model, got 3"),
     ],

@@ -107,7 +107,7 @@ class RunConfig:
         "Train few layers first, used for many, and let the model grow by copying them: "
         "layers=(3,6,12),starts=(0,500,1000) (in steps, or with unit=tokens), with "
         "sampling=low_value, uniform, constant_high or constant_low, layer_map=interpolate or "
-        "stack, optimizer_state=fresh, copied or kept, layer_list (name).",
+        "stack, optimizer_state=copied, kept or fresh, layer_list (name).",
         {},
         kind="dict",
         example="layers=(3,6,12),starts=(0,500,1000)",

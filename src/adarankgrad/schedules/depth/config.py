@@ -14,7 +14,7 @@ from ...core.depth import DEPTH_RULES, LAYER_MAPS
 from ...core.generators import generator_for
 
 Unit = Literal["steps", "tokens"]
-OptimizerState = Literal["fresh", "copied", "kept"]
+OptimizerState = Literal["copied", "kept", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class DepthConfig:
         sampling: how deep a step is: ``"low_value"`` (seldom deep), ``"uniform"``,
             ``"constant_high"`` (always the full depth) or ``"constant_low"`` (never deeper than the
             stage).
-        optimizer_state: of layers that are replaced when a stage begins: ``"fresh"`` (none),
-            ``"copied"`` with the weights, or ``"kept"`` (a place keeps what it has, as in the
-            published code).
+        optimizer_state: of layers that are replaced when a stage begins: ``"copied"`` with the
+            weights, ``"kept"`` (a place keeps what it has, as in the published code), or
+            ``"fresh"`` (none).
         layer_list: name of the module list that holds the layers; None finds it.
 
     Raises:
@@ -49,7 +49,7 @@ class DepthConfig:
     unit: Unit = "steps"
     layer_map: str = "interpolate"
     sampling: str = "low_value"
-    optimizer_state: OptimizerState = "fresh"
+    optimizer_state: OptimizerState = "copied"
     layer_list: str | None = None
 
     def __post_init__(self) -> None:
