@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import assert_same_run, rows
 from safetensors.torch import load_file
 
 from adarankgrad.schedules.extrapolation import Extrapolation
 from adarankgrad.train import Interrupted, TrainConfig, train
-from adarankgrad.train.trainer import Flow, RunTrainer
+from adarankgrad.train.flow import Flow
+from adarankgrad.train.trainer import RunTrainer
+from run_folders import assert_same_run, rows
 
 NOISE = {"source": "noise", "scale": "gradient"}
 

@@ -6,12 +6,12 @@ import itertools
 from pathlib import Path
 
 import pytest
-from run_folders import assert_same_run
 
 import killed
 from adarankgrad.train import TrainConfig, train
 from adarankgrad.train.files import find_fault, restore_replaced, staged_folder
 from adarankgrad.train.folder import is_run
+from run_folders import assert_same_run
 from state_forms import STATE_FORMS
 
 NUM_KILLS = 5  # in each form of state, of nine steps with the start

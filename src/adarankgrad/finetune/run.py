@@ -53,6 +53,7 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
+from adarankgrad.train.growing_depth import check_starts_from_nothing
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -142,6 +143,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     """Find out whether the request can be met, writing nothing and loading no weights."""
     config.check()
     check_one_process(config)
+    check_starts_from_nothing(config, has_weights=True)
     run_dir = Path(config.output).expanduser()
     check_output(run_dir, resume=resume, overwrite=overwrite)
     checkpoint = None

@@ -1,1 +1,1 @@
-"""What changes along a run besides the learning rate: batch size, and where gradients are taken."""
+"""What changes along a run besides the rate: batch size, depth, and where gradients are taken."""

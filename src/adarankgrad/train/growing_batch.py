@@ -155,6 +155,10 @@ class GrowingBatch(Method):
             self._variance_sum += noise.variance
             self._signal_sum += noise.squared_mean - noise.variance / noise.num_samples
 
+    def abandon_step(self) -> None:
+        """Stop watching."""
+        self._reading.close()
+
     def metrics(self) -> dict[str, float | None]:
         """Return the batch, and the noise scale (`noise_scale`) of the tests since the last line.
 

@@ -24,6 +24,7 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
+from adarankgrad.train.growing_depth import check_stages_are_reached, check_starts_from_nothing
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -166,6 +167,8 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
             check_can_train(vocab_size)
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
+    check_starts_from_nothing(config, plan.weights is not None)
+    check_stages_are_reached(config, config.seq_len)
     meta_model = prepare_model(build_model(plan, config.seed, meta=True), config)
     prepare_optimizer(meta_model, config)
     check_writable(run_dir)

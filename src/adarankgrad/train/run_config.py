@@ -127,6 +127,15 @@ class RunConfig:
         kind="dict",
         example="step=0.1",
     )
+    progressive_depth: dict[str, Any] = setting(
+        "Train few layers first, used for many, and let the model grow by copying them: "
+        "layers=(3,6,12),starts=(0,500,1000) (in steps, or with unit=tokens), with "
+        "sampling=low_value, uniform, constant_high or constant_low, layer_map=interpolate or "
+        "stack, optimizer_state=copied, kept or fresh, layer_list (name).",
+        {},
+        kind="dict",
+        example="layers=(3,6,12),starts=(0,500,1000)",
+    )
     warmup_steps: int | None = setting(
         "Steps of linear warm-up. Default: a tenth of the steps, at most 1000.", None, kind="int"
     )
