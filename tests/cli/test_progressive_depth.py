@@ -172,11 +172,6 @@ def test_operations_are_counted_at_one_depth_for_all_micro_batches_of_a_step(fol
             "at 161 tokens, and the last of 6 steps begins at 160",
         ),
         (
-            "layers=(2,4),starts=(0,2)",
-            {"gradient_accumulation": 2, "adadagrad": "max_batch_size=8"},
-            "of which --adadagrad may take any number: give starts in tokens, with unit=tokens",
-        ),
-        (
             # 24 samples of 16 tokens, of which the last step takes 8 at most.
             "layers=(2,4),starts=(0,257),unit=tokens",
             {"gradient_accumulation": 2, "adadagrad": "max_batch_size=8"},

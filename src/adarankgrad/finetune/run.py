@@ -42,6 +42,7 @@ from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
 from adarankgrad.finetune.tasks.interface import Encoded, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
+from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
@@ -156,6 +157,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     check_folder(config.model)
     device = resolve_device(config.device)
     config = with_optimizer(config)
+    check_combinations(config)
     task = find_task(config)
     method = find_method(config, task)
     examples, tokenizer = _read_data(config, run_dir, task, is_saved=checkpoint is not None)

@@ -25,8 +25,7 @@ def extrapolation_settings(config: RunConfig) -> ExtrapolationConfig | None:
     """Return where gradients are taken, or None where that is at the weights.
 
     Raises:
-        UserError: A setting is unknown, missing or out of range, or does not go together with
-            another method.
+        UserError: A setting is unknown, missing or out of range.
     """
     given = config.extrapolation
     if not given:
@@ -40,21 +39,9 @@ def extrapolation_settings(config: RunConfig) -> ExtrapolationConfig | None:
             "--extrapolation step=0.1."
         )
     try:
-        settings = ExtrapolationConfig(**given)
+        return ExtrapolationConfig(**given)
     except ValueError as error:
         raise UserError(f"--extrapolation: {error}.") from error
-    if config.adadagrad:
-        raise UserError(
-            "--extrapolation does not go together with --adadagrad, whose test is of gradients at "
-            "the weights: leave one of them out."
-        )
-    if config.accumulate_in_backward and settings.source == "past-global":
-        raise UserError(
-            "--extrapolation source=past-global needs whole gradients, which "
-            "--accumulate-in-backward does not keep: use source=past-local, or leave one of them "
-            "out."
-        )
-    return settings
 
 
 def extrapolated_steps(

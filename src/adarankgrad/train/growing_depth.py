@@ -111,11 +111,6 @@ def check_stages_are_reached(config: RunConfig, sample_tokens: int) -> None:
     if settings is None:
         return
     growth = adadagrad_settings(config)
-    if growth is not None and settings.unit == "steps":
-        raise UserError(
-            "--progressive-depth starts its stages at steps, of which --adadagrad may take any "
-            "number: give starts in tokens, with unit=tokens."
-        )
     if settings.unit == "steps":
         last = config.steps - 1
     else:
