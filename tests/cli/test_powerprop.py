@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from train_inputs import call, tiny_flags, write_inputs
 
 from adarankgrad.train.files import read_jsonl
-from adarankgrad.train.trainer import Flow
+from adarankgrad.train.flow import Flow
 
 
 @pytest.fixture

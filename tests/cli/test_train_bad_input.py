@@ -98,25 +98,6 @@ BAD_FLAGS = {
         {"adadagrad": "max_batch_size=8"},
         ["statistics='micro-batches'", "accumulate at least two"],
     ),
-    "norms of gradients that are not kept": (
-        {
-            "optimizer": "adarankgrad",
-            "accumulate-in-backward": True,
-            "adadagrad": "max_batch_size=8,statistics=norms",
-        },
-        ["statistics=norms needs whole gradients"],
-    ),
-    "samples one by one under autocast": (
-        {
-            "precision": "mixed-bfloat16",
-            "adadagrad": "max_batch_size=8,statistics=per-sample",
-        },
-        ["statistics=per-sample", "mixed-bfloat16"],
-    ),
-    "norms of powered weights": (
-        {"adadagrad": "max_batch_size=8,statistics=norms", "powerprop": "alpha=2"},
-        ["parametrised", "micro-batches"],
-    ),
     "lr of 0": ({"lr": 0}, ["lr = 0", "greater than 0"]),
     "lr not a number": ({"lr": "nan"}, ["lr = nan", "finite"]),
     "infinite lr": ({"lr": "inf"}, ["lr = inf", "finite"]),
@@ -147,22 +128,43 @@ BAD_FLAGS = {
         {"optimizer": "adarankgrad", "optimizer-args": "carry=nothing"},
         ["carry", "nothing"],
     ),
+    "negative extrapolation": (
+        {"extrapolation": "step=-0.1"},
+        ["--extrapolation: step must be at least 0", "got -0.1"],
+    ),
+    "extrapolation of no length": (
+        {"extrapolation": "source=fresh"},
+        ["--extrapolation has no step"],
+    ),
+    "unknown source": (
+        {"extrapolation": "step=0.1,source=past"},
+        ["source must be one of past-local, fresh, past-global, noise", "'past'"],
+    ),
+    "noise without scale": (
+        {"extrapolation": "step=0.1,source=noise"},
+        ["source='noise' needs a scale"],
+    ),
+    "unknown setting of extrapolation": (
+        {"extrapolation": "stp=0.1"},
+        ["unknown setting of --extrapolation 'stp'", "did you mean step"],
+    ),
+    "extrapolation for closures": (
+        {"extrapolation": "step=0.1", "optimizer": "torch.optim.LBFGS"},
+        ["torch.optim.LBFGS", "several times a step"],
+    ),
+    "residual steps ahead of the weights": (
+        {
+            "optimizer": "adarankgrad",
+            "accumulate-in-backward": True,
+            "gradient-accumulation": 2,
+            "extrapolation": "step=0.1",
+        },
+        ["residual=orthogonalized", "--gradient-accumulation 1"],
+    ),
     "power below 1": ({"powerprop": "alpha=0.5"}, ["--powerprop", "alpha", "at least 1", "0.5"]),
     "no power": ({"powerprop": "adam_mode=theta"}, ["--powerprop has no alpha"]),
     "unknown setting of powers": ({"powerprop": "alfa=2"}, ["'alfa'", "did you mean alpha"]),
     "unreadable powers": ({"powerprop": "2"}, ["--powerprop '2' cannot be read", "alpha=2"]),
-    "preconditioned powers in backward": (
-        {
-            "optimizer": "adarankgrad",
-            "powerprop": "alpha=2,adam_mode=preconditioned",
-            "accumulate-in-backward": True,
-        },
-        ["adam_mode=preconditioned", "--accumulate-in-backward"],
-    ),
-    "decay of bfloat16 powers": (
-        {"powerprop": "alpha=2,decay_on=weight", "precision": "bfloat16"},
-        ["needs float32 weights", "mixed-bfloat16"],
-    ),
     "whole gradients in AdamW": (
         {"accumulate-in-backward": True},
         ["adamw cannot be trained with --accumulate-in-backward", "--optimizer adarankgrad"],

@@ -20,6 +20,7 @@ SUMMARY_KEYS = {
     "steps",
     "samples",
     "tokens",
+    "training_flops",
     "train_loss",
     "val_loss",
     "perplexity",
@@ -84,6 +85,7 @@ def check_metrics(run):
     assert logged[0].keys() == {
         "step",
         "tokens",
+        "training_flops",
         "loss",
         "lr",
         "tokens_per_second",
@@ -95,7 +97,7 @@ def check_metrics(run):
     }
     evaluated = [row for row in rows if "val_loss" in row]
     assert [row["step"] for row in evaluated] == [3, 6]
-    assert evaluated[0].keys() == {"step", "tokens", "val_loss", "perplexity"}
+    assert evaluated[0].keys() == {"step", "tokens", "training_flops", "val_loss", "perplexity"}
     ranks = read_jsonl(run / "ranks.jsonl")
     assert [row["step"] for row in ranks] == [2, 4, 6]
     assert len(ranks[0]["layers"]) == 14

@@ -111,7 +111,14 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
             "--adapter: rank must be an int of at least 1, got 0",
         ),
         ({"method": "lora", "adapter": "target_modules=conv"}, "'conv' match no module"),
-        ({"method": "lora", "powerprop": "alpha=2"}, "--powerprop is for --method full"),
+        (
+            {"method": "lora", "adadagrad": "max_batch_size=1"},
+            "max_batch_size = 1 is below the batch at the start",
+        ),
+        (
+            {"progressive_depth": "layers=(1,2),starts=(0,1)"},
+            "which has trained weights: leave it out, or train from the start, with adarankgrad",
+        ),
         ({"task": "causal-lm", "text_column": "sentence"}, "no end token (eos)"),
         ({"warmup_steps": 9}, "warmup_steps = 9 is more than steps = 2"),
     ],

@@ -17,7 +17,7 @@ from adarankgrad.adapters import sara
 from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.files import read_jsonl
-from adarankgrad.train.trainer import Flow
+from adarankgrad.train.flow import Flow
 from run_folders import rows
 
 ADAPTERS = {

@@ -6,9 +6,9 @@ import pytest
 
 from adarankgrad.cli import main
 from adarankgrad.train import TrainConfig, UserError, train
+from adarankgrad.train.flow import Flow
 from adarankgrad.train.optimizers import projected_parameters
 from adarankgrad.train.run_config import read_toml
-from adarankgrad.train.trainer import Flow
 
 RANK, OVERSAMPLING, PROBES = 6, 8, 8
 OPTIMIZER_ARGS = {"refresh_max_gap": 4, "residual": "none"}

@@ -14,8 +14,9 @@ from adarankgrad.compare.plan import make_plan
 from adarankgrad.compare.results import collect
 from adarankgrad.compare.run import compare
 from adarankgrad.train import Interrupted, TrainConfig, TrainingError, train
+from adarankgrad.train.flow import Flow
 from adarankgrad.train.growing_batch import GrowingBatch
-from adarankgrad.train.trainer import Flow
+from adarankgrad.train.trainer import RunTrainer
 from run_folders import assert_same_run, rows
 
 # Evaluations and checkpoints at the end only, which take longer than steps.
@@ -107,6 +108,29 @@ def test_the_batch_grows_to_the_cap_and_the_run_sees_the_same_samples(settings, 
     assert summary["steps"] == len(sizes) < 20
     scales = logged(summary, "noise_scale")
     assert all(scale is None for scale, size in zip(scales, sizes, strict=True) if size == 14)
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate_in_backward": True}])
+def test_gradients_are_not_watched_any_more_after_a_step_that_fails(settings, monkeypatch, changes):
+    kept = {}
+    original, init = RunTrainer._micro_batch, GrowingBatch.__init__
+
+    def keep(self, controller, model, optimizer):
+        init(self, controller, model, optimizer)
+        kept["method"], kept["norms"] = self, self._norms
+
+    def fail(self, *inputs):
+        original(self, *inputs)
+        kept["watched"] = [*kept["norms"]._handles]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GrowingBatch, "__init__", keep)
+    monkeypatch.setattr(RunTrainer, "_micro_batch", fail)
+    growing = {"max_batch_size": 16, "eta": 0.5}
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(**START | changes, optimizer="adarankgrad", adadagrad=growing))
+    assert kept["watched"] and not kept["norms"]._handles
+    assert all(each._on_measured is None for each in kept["method"]._accumulations)
 
 
 def test_the_learning_rate_goes_by_samples(settings):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from adarankgrad.train import Interrupted, TrainConfig, UserError, train
 from adarankgrad.train.display import Display
-from adarankgrad.train.trainer import Flow
+from adarankgrad.train.flow import Flow
 from run_folders import assert_same_run, rows
 
 

@@ -139,7 +139,5 @@ class FinetuneConfig(RunConfig):
             if self.adapter:
                 raise UserError("--adapter is for lora, prilora, sora and sara: name a --method.")
             return
-        for name in ("powerprop", "accumulate_in_backward", "plain_lr"):
-            if getattr(self, name):
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is for --method full: leave it out.")
+        if self.plain_lr is not None:
+            raise UserError("--plain-lr is for --method full: leave it out.")

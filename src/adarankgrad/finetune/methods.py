@@ -16,7 +16,7 @@ from adarankgrad.optim.groups import Group
 from adarankgrad.reparam import export_plain
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.folder import ADAPTER_FOLDER
-from adarankgrad.train.loop import prepare_model, prepare_optimizer
+from adarankgrad.train.loop import prepare_model, prepare_optimizer, run_methods
 from adarankgrad.train.optimizers import (
     build_optimizer,
     group_parameters,
@@ -119,9 +119,10 @@ class Adapted(Method):
         self.settings = self._settings([])
 
     def check(self, empty_model: Any) -> None:
-        """See that the targets are there; SaRA selects by weights, which are not."""
+        """See that targets, optimizer and methods fit; SaRA selects by weights, not there yet."""
         if self.config.method != "sara":
-            self.apply(empty_model, [])
+            prepared = self.prepare(self.apply(empty_model, []))
+            run_methods(self.config, prepared.model, prepared.optimizer)
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""

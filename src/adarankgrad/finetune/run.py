@@ -42,6 +42,7 @@ from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
 from adarankgrad.finetune.tasks.interface import Encoded, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
+from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
@@ -53,6 +54,7 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
+from adarankgrad.train.growing_depth import check_starts_from_nothing
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -142,6 +144,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     """Find out whether the request can be met, writing nothing and loading no weights."""
     config.check()
     check_one_process(config)
+    check_starts_from_nothing(config, has_weights=True)
     run_dir = Path(config.output).expanduser()
     check_output(run_dir, resume=resume, overwrite=overwrite)
     checkpoint = None
@@ -154,6 +157,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     check_folder(config.model)
     device = resolve_device(config.device)
     config = with_optimizer(config)
+    check_combinations(config)
     task = find_task(config)
     method = find_method(config, task)
     examples, tokenizer = _read_data(config, run_dir, task, is_saved=checkpoint is not None)

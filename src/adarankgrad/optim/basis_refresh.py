@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.carry import Moments, carry_moments
+from ..core.generators import generator_for
 from ..core.projection import Layout, project
 from ..core.range_finder import Subspace, find_range, find_range_exactly
 from ..core.rank import choose_rank
@@ -20,7 +21,6 @@ from ..core.refresh import (
     scheduled_reason,
     staggered_gap,
 )
-from .generators import generator_for
 from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds, refresh_rule
 

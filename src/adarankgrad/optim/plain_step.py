@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..core.adam import SMALLEST_EPS, corrected_eps, weight_factors
+from ..core.generators import generator_for
 from ..core.quantize import BLOCK, num_blocks
-from .generators import generator_for
 from .stored_state import is_stored_as, read, stored, zeros_stored
 from .weight_rounding import (
     CHUNK,

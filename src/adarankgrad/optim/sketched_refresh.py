@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..core.generators import generator_for
 from ..core.measurement import Measured, Measurement, draw_probes
 from ..core.projection import Layout
 from ..core.range_finder import Subspace, directions_within, orthonormalize, sketching_columns
@@ -25,7 +26,6 @@ from .basis_refresh import (
     rule_for,
     squared_norm,
 )
-from .generators import generator_for
 from .matrix_state import Options, State, with_own_strides
 from .options import rank_bounds
 from .projected_grad import ProjectedGrad

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.generators import generator_for
 from ..core.quantize import SIGNED, UNSIGNED, Code, Quantized, dequantize, num_blocks, quantize
 from ..core.rounding import round_stochastically
-from .generators import generator_for
 
 State = dict[str, Any]
 Options = dict[str, Any]

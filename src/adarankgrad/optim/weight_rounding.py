@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core.generators import generator_for
 from ..core.projection import Layout
 from ..core.rounding import join_correction, round_stochastically, split_correction
-from .generators import generator_for
 
 State = dict[str, Any]
 Options = dict[str, Any]

@@ -1,1 +1,1 @@
-"""What changes along a run besides the learning rate: the batch size."""
+"""What changes along a run besides the rate: batch size, depth, and where gradients are taken."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from adarankgrad.train import page
@@ -57,6 +59,7 @@ def _text(write: Callable[[float | None], str]) -> Callable[[float | None, float
 MEASURES = (
     Measure("Validation loss", _from_summary("val_loss"), _number(3), False),
     Measure("Perplexity", _from_summary("perplexity"), _number(1)),
+    Measure("Training operations", _from_summary("training_flops"), _text(format_count)),
     Measure("State of projected weights", _from_summary("projected_state_bytes"), format_bytes),
     Measure("Optimizer state in all", _from_summary("state_bytes"), format_bytes),
     Measure(
@@ -74,6 +77,8 @@ MEASURES = (
     Measure("Time in the optimizer", _from_summary("optimizer_s"), _text(format_seconds)),
     Measure("Time in all", _from_summary("elapsed_s"), _text(format_seconds)),
 )
+
+_TITLES = {"loss": "Loss", "loss_over_operations": "Loss over operations", "memory": "Memory"}
 
 
 def comparison_table(run_dirs: dict[str, Path]) -> Table:
@@ -95,7 +100,7 @@ def comparison_table(run_dirs: dict[str, Path]) -> Table:
 
 
 def write_comparison(run_dirs: dict[str, Path], output: Path, title: str) -> Path:
-    """Write ``comparison.html``, ``plots/loss.png`` and ``plots/memory.png``.
+    """Write ``comparison.html``, and its plots beside it.
 
     Args:
         run_dirs: Label to run folder; the first run is the one to compare with.
@@ -113,7 +118,7 @@ def write_comparison(run_dirs: dict[str, Path], output: Path, title: str) -> Pat
     plots.mkdir(parents=True, exist_ok=True)
     caption = _caption(runs)
     images = {}
-    for name, draw in {"loss": loss_figure, "memory": memory_figure}.items():
+    for name, draw in _figures(runs).items():
         light, dark = (to_png(draw(runs, caption, theme), caption) for theme in (LIGHT, DARK))
         write_atomic(plots / f"{name}.png", light)
         images[name] = page.image(name, light, dark, f"{name} of {', '.join(runs)}")
@@ -121,6 +126,14 @@ def write_comparison(run_dirs: dict[str, Path], output: Path, title: str) -> Pat
     html = page.page(title, _opening(runs), _sections(runs, images, Path(output)))
     write_atomic(path, html)
     return path
+
+
+def _figures(runs: dict[str, RunRecord]) -> dict[str, Callable[..., Figure]]:
+    figures: dict[str, Callable[..., Figure]] = {"loss": loss_figure}
+    are_counted = all(run.summary.get("training_flops") is not None for run in runs.values())
+    if are_counted and any(run.has_growing_depth for run in runs.values()):
+        figures["loss_over_operations"] = partial(loss_figure, over="training_flops")
+    return {**figures, "memory": memory_figure}
 
 
 def _load(run_dirs: dict[str, Path]) -> dict[str, RunRecord]:
@@ -135,7 +148,7 @@ def _table_texts(runs: dict[str, RunRecord]) -> tuple[list[str], list[list[str]]
     if len(runs) == 2:
         headers.append("change")
     rows = []
-    for measure in MEASURES:
+    for measure in _measures(runs):
         values = [measure.value(run) for run in runs.values()]
         present = [value for value in values if value is not None]
         if not present:
@@ -145,6 +158,18 @@ def _table_texts(runs: dict[str, RunRecord]) -> tuple[list[str], list[list[str]]
             row.append(_change(measure, values[0], values[1]))
         rows.append(row)
     return headers, rows
+
+
+def _measures(runs: dict[str, RunRecord]) -> Iterator[Measure]:
+    yield from MEASURES
+    if any(run.has_growing_depth for run in runs.values()):
+        label, first = next(iter(runs.items()))
+        loss = first.summary["val_loss"]
+        yield Measure(
+            f"Operations to the loss of {label}",
+            lambda run: run.flops_to_loss(loss),
+            _text(format_count),
+        )
 
 
 def _change(measure: Measure, base: float | None, value: float | None) -> str:
@@ -187,8 +212,8 @@ def _opening(runs: dict[str, RunRecord]) -> str:
 def _sections(runs: dict[str, RunRecord], images: dict[str, str], output: Path) -> Iterator[str]:
     headers, rows = _table_texts(runs)
     yield page.section("Results", page.table(headers, rows))
-    yield page.section("Loss", images["loss"], is_half=True)
-    yield page.section("Memory", images["memory"], is_half=True)
+    for name, image in images.items():
+        yield page.section(_TITLES[name], image, is_half=True)
     for label, run in runs.items():
         if "ranks" in (makers := plot_makers(run)):
             light, dark = (

@@ -16,6 +16,8 @@ from adarankgrad.train.units import (
     format_share,
 )
 
+_NOT_SHOWN = ("step", "tokens", "training_flops", "val_loss")
+
 
 class Display:
     """Writes to one console; without one it stays silent.
@@ -63,7 +65,7 @@ class Display:
 
     def show_evaluation(self, row: dict[str, Any]) -> None:
         """Show an evaluation."""
-        others = {name: row[name] for name in row if name not in ("step", "tokens", "val_loss")}
+        others = {name: row[name] for name in row if name not in _NOT_SHOWN}
         self.say(
             f"step {row['step']}  validation loss {row['val_loss']:.4f}"
             + "".join(f"  {name.replace('_', ' ')} {others[name]:.4g}" for name in others)
@@ -115,6 +117,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for name, value in (
         ("training tokens", format_count(summary["tokens"])),
         *([] if batch is None else [("batch at the end", format_count(batch))]),
+        ("training operations", format_count(summary["training_flops"])),
         ("training loss", format_number(summary["train_loss"])),
         ("validation loss", format_number(summary["val_loss"])),
         *_metrics(summary),

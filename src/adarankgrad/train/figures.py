@@ -30,23 +30,31 @@ MIN_STEPS_TO_SMOOTH = 24
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
-def loss_figure(runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT) -> Figure:
-    """Draw training and validation loss over tokens, of one run or of several.
+LOSS_AXES = {"tokens": "training tokens", "training_flops": "floating-point operations"}
+"""What a loss can be drawn over: names in metrics.jsonl, and their labels."""
+
+
+def loss_figure(
+    runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT, *, over: str = "tokens"
+) -> Figure:
+    """Draw training and validation loss over tokens or operations, of one run or of several.
 
     Args:
         runs: Label to run; runs of one method share its colour and differ in line style.
         caption: Shown under the axes.
         theme: Light or dark.
+        over: One of `LOSS_AXES`.
     """
     figure = new_figure(4.3, theme)
     axes = figure.add_subplot()
     style_axes(axes, theme, title="Loss")
     styles = {method: cycle(LINE_STYLES) for method in {run.method for run in runs.values()}}
     for label, run in runs.items():
-        _draw_losses(axes, run, "" if len(runs) == 1 else f"{label}, ", next(styles[run.method]))
+        prefix = "" if len(runs) == 1 else f"{label}, "
+        _draw_losses(axes, run, prefix, next(styles[run.method]), over)
     is_per_token = all(run.summary.get("perplexity") is not None for run in runs.values())
     _use_loss_axis(axes, "loss (nats per token)" if is_per_token else "loss")
-    use_count_axis(axes, "training tokens")
+    use_count_axis(axes, LOSS_AXES[over])
     axes.set_xlim(left=0)
     if axes.get_legend_handles_labels()[0]:
         add_legend(axes, theme)
@@ -104,17 +112,17 @@ def memory_figure(runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT
     return figure
 
 
-def _draw_losses(axes: Axes, run: RunRecord, prefix: str, line_style: str) -> None:
+def _draw_losses(axes: Axes, run: RunRecord, prefix: str, line_style: str, over: str) -> None:
     colour = method_colour(run.method)
-    tokens = [row["tokens"] for row in run.train]
+    positions = [row[over] for row in run.train]
     losses = [row["loss"] for row in run.train]
     train_label = f"{prefix}training"
     if len(losses) >= MIN_STEPS_TO_SMOOTH:
-        axes.plot(tokens, losses, color=colour, alpha=0.22, linewidth=0.8, zorder=2)
+        axes.plot(positions, losses, color=colour, alpha=0.22, linewidth=0.8, zorder=2)
         losses = _smooth(losses)
         train_label = f"{prefix}training (smoothed)"
     axes.plot(
-        tokens,
+        positions,
         losses,
         color=colour,
         alpha=0.6,
@@ -125,7 +133,7 @@ def _draw_losses(axes: Axes, run: RunRecord, prefix: str, line_style: str) -> No
     )
     if run.evals:
         axes.plot(
-            [row["tokens"] for row in run.evals],
+            [row[over] for row in run.evals],
             [row["val_loss"] for row in run.evals],
             color=colour,
             linewidth=2,

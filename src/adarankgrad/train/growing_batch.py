@@ -41,8 +41,7 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
     """Return how the batch grows, or None where it does not.
 
     Raises:
-        UserError: A setting is unknown, missing or out of range, or does not go together with
-            gradients projected in the backward pass or with autocast.
+        UserError: A setting is unknown, missing or out of range, or the batch at the start is.
     """
     given = config.adadagrad
     if not given:
@@ -57,45 +56,33 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
         )
     try:
         settings = AdaDaGradConfig(**given)
+        _controller(settings, config)
+        return settings
     except ValueError as error:
         raise UserError(f"--adadagrad: {error}.") from error
-    if config.accumulate_in_backward and settings.statistics != "micro-batches":
-        raise UserError(
-            f"--adadagrad statistics={settings.statistics} needs whole gradients, which "
-            "--accumulate-in-backward does not keep: use statistics=micro-batches, or leave one "
-            "of them out."
-        )
-    if config.precision == "mixed-bfloat16" and settings.statistics == "per-sample":
-        raise UserError(
-            "--adadagrad statistics=per-sample does not go together with --precision "
-            "mixed-bfloat16: torch.func mixes up its dtypes. Use statistics=norms, or another "
-            "precision."
-        )
-    return settings
 
 
 def growing_batch(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> GrowingBatch | None:
     """Return the method that lets the batch grow, where the settings ask for it.
 
     Raises:
-        UserError: It cannot: the cap is below the start, or the model's samples cannot be told
-            apart.
+        UserError: It cannot: the model's samples cannot be told apart.
     """
     settings = adadagrad_settings(config)
     if settings is None:
         return None
     try:
-        return GrowingBatch(
-            BatchSizeController(
-                settings,
-                micro_batch_size=config.batch_size,
-                num_micro_batches=config.gradient_accumulation,
-            ),
-            model,
-            optimizer,
-        )
+        return GrowingBatch(_controller(settings, config), model, optimizer)
     except ValueError as error:
         raise UserError(f"--adadagrad: {error}.") from error
+
+
+def _controller(settings: AdaDaGradConfig, config: RunConfig) -> BatchSizeController:
+    return BatchSizeController(
+        settings,
+        micro_batch_size=config.batch_size,
+        num_micro_batches=config.gradient_accumulation,
+    )
 
 
 class GrowingBatch(Method):
@@ -154,6 +141,10 @@ class GrowingBatch(Method):
         if noise is not None and math.isfinite(noise.variance + noise.squared_mean):
             self._variance_sum += noise.variance
             self._signal_sum += noise.squared_mean - noise.variance / noise.num_samples
+
+    def abandon_step(self) -> None:
+        """Stop watching."""
+        self._reading.close()
 
     def metrics(self) -> dict[str, float | None]:
         """Return the batch, and the noise scale (`noise_scale`) of the tests since the last line.

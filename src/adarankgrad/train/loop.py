@@ -24,12 +24,14 @@ from adarankgrad.train.arguments import training_arguments
 from adarankgrad.train.checkpoints import Checkpoint, newest_intact, remove_newer
 from adarankgrad.train.display import Display
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
+from adarankgrad.train.extrapolated import extrapolated_steps
 from adarankgrad.train.files import (
     remove_partial,
     restore_replaced,
     staged_folder,
     write_atomic,
 )
+from adarankgrad.train.flops import TrainingFlops
 from adarankgrad.train.folder import (
     MODEL_FOLDER,
     SUMMARY_NAME,
@@ -38,6 +40,7 @@ from adarankgrad.train.folder import (
     describe_environment,
 )
 from adarankgrad.train.growing_batch import growing_batch
+from adarankgrad.train.growing_depth import depth_of, growing_depth
 from adarankgrad.train.lock import locked
 from adarankgrad.train.methods import Method
 from adarankgrad.train.optimizers import (
@@ -209,7 +212,11 @@ def run_methods(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> li
     Raises:
         UserError: One does not fit the other settings, or the model.
     """
-    methods = [growing_batch(config, model, optimizer)]
+    methods = [  # a model that grows does so before its weights move ahead
+        growing_depth(config, model, optimizer),
+        growing_batch(config, model, optimizer),
+        extrapolated_steps(config, model, optimizer),
+    ]
     return [method for method in methods if method is not None]
 
 
@@ -272,6 +279,7 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
     if checkpoint is not None:
         step = checkpoint.step
         _rewind(request, checkpoint, recorder)
+    methods = run_methods(config, parts.model, parts.optimizer)
     writer = SummaryWriter(request.run_dir / TENSORBOARD_FOLDER, purge_step=step + 1)
     trainer = RunTrainer(
         config,
@@ -283,7 +291,8 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         best_metric=parts.best_metric,
         averages_examples=parts.averages_examples,
         stateful=parts.stateful,
-        methods=run_methods(config, parts.model, parts.optimizer),
+        methods=methods,
+        flops=TrainingFlops(parts.model, depth_of(methods)),
         model=parts.model,
         args=training_arguments(config, request.run_dir, request.device),
         train_dataset=parts.train_dataset,

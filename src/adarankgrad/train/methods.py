@@ -20,11 +20,15 @@ class Step:
         micro_batches: Inputs, on the device of the model.
         share: From a function to call as the model, and inputs, to their share in the step's loss:
             shares of all samples add up to it.
+        num_steps_before: Steps taken before it.
+        num_tokens_before: Tokens seen before it, without padding.
     """
 
     model: nn.Module
     micro_batches: list[Batch]
     share: Callable[[Callable[..., Any], Batch], Tensor]
+    num_steps_before: int
+    num_tokens_before: int
 
     @property
     def num_samples(self) -> int:
@@ -49,6 +53,9 @@ class Method:
 
     def end_backward(self, step: Step) -> None:
         """Act when all gradients of a step are added up, and not clipped yet."""
+
+    def abandon_step(self) -> None:
+        """Undo `begin_step` where an error ended the step before `end_backward`."""
 
     def metrics(self) -> dict[str, float | None]:
         """Return what to add to the line of a logged step; called once a line."""

@@ -1,4 +1,4 @@
-"""Plots of a finished run, into its folder ``plots``: loss, memory, batch size and ranks."""
+"""Plots of a finished run, into its folder ``plots``: loss and memory, and what else it has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def write_plots(run_dir: Path) -> list[Path]:
 
     Returns:
         The PNG files written: loss and memory for every optimizer, ranks for those that
-        log ranks, batch size for runs whose batch may grow.
+        log ranks, batch size for runs whose batch may grow, loss over operations where the depth
+        grew.
 
     Raises:
         UserError: The folder is not a finished run.
@@ -47,6 +48,10 @@ def plot_makers(run: RunRecord) -> dict[str, Callable[[Theme], Figure]]:
     }
     if run.batch_sizes:
         makers["batch"] = lambda theme: batch_figure(run, caption, theme)
+    if run.has_growing_depth and run.summary.get("training_flops") is not None:
+        makers["loss_over_operations"] = lambda theme: loss_figure(
+            {run.method: run}, caption, theme, over="training_flops"
+        )
     if run.layers:
         makers["ranks"] = lambda theme: ranks_figure(run, caption, theme)
     return makers

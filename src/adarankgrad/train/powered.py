@@ -22,8 +22,7 @@ def powerprop_settings(config: RunConfig) -> PowerpropConfig | None:
     """Return how to train by powers, or None where the run does not.
 
     Raises:
-        UserError: A setting is unknown or out of range, alpha is missing, or the settings do not go
-            together with gradients projected in the backward pass or with bfloat16 weights.
+        UserError: A setting is unknown, missing or out of range.
     """
     given = config.powerprop
     if not given:
@@ -34,20 +33,9 @@ def powerprop_settings(config: RunConfig) -> PowerpropConfig | None:
     if "alpha" not in given:
         raise UserError("--powerprop has no alpha: give the power, such as --powerprop alpha=2.")
     try:
-        settings = PowerpropConfig(**given)
+        return PowerpropConfig(**given)
     except ValueError as error:
         raise UserError(f"--powerprop: {error}.") from error
-    if settings.adam_mode != "theta" and config.accumulate_in_backward:
-        raise UserError(
-            "--powerprop adam_mode=preconditioned rescales the optimizer's whole step, of which "
-            "--accumulate-in-backward takes a part in the backward pass: leave one of them out."
-        )
-    if settings.changes_updates and config.precision == "bfloat16":
-        raise UserError(
-            "--powerprop with adam_mode=preconditioned or decay_on=weight needs float32 weights: "
-            "use --precision mixed-bfloat16 or float32."
-        )
-    return settings
 
 
 def power_model(model: _Model, config: RunConfig) -> _Model:

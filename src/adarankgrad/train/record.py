@@ -75,6 +75,11 @@ class RunRecord:
         return method_name(self.optimizer if adapter == "full" else adapter)
 
     @property
+    def has_growing_depth(self) -> bool:
+        """Whether steps differ in depth, so that operations are not proportional to tokens."""
+        return bool(self.config.get("progressive_depth"))
+
+    @property
     def command(self) -> str:
         """The command line that made the run, as typed into a shell."""
         command = self.info.get("command", "")
@@ -105,6 +110,29 @@ class RunRecord:
     def batch_sizes(self) -> list[int]:
         """The logged batch sizes in samples, first to last; empty where the batch cannot grow."""
         return [row["batch_size"] for row in self.train if "batch_size" in row]
+
+    def flops_to_loss(self, loss: float) -> float | None:
+        """Return the operations after which the validation loss first was as low as this.
+
+        Args:
+            loss: To reach, for example the last one of a run at full depth.
+
+        Returns:
+            By a straight line between the evaluations before and after; None where it was not
+            reached, or operations were not counted.
+        """
+        before: dict[str, Any] | None = None
+        for row in self.evals:
+            flops = row.get("training_flops")
+            if flops is None:
+                return None
+            if row["val_loss"] <= loss:
+                if before is None:
+                    return float(flops)
+                share = (before["val_loss"] - loss) / (before["val_loss"] - row["val_loss"])
+                return float(before["training_flops"] * (1 - share) + share * flops)
+            before = row
+        return None
 
 
 def load_run(run_dir: Path) -> RunRecord:

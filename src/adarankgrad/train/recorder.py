@@ -67,17 +67,36 @@ class Recorder:
         self._num_open_tokens = 0
         self.best_step: int | None = None
         self._best_score: list[float] = []
+        self._flops: int | None = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens trained on so far, without padding."""
+        return self._num_tokens
+
+    @property
+    def training_flops(self) -> int | None:
+        """Floating-point operations of training so far; None where they are not known."""
+        return self._flops
 
     def start_step(self) -> None:
         """Note that a step begins."""
         self._step_started = time.perf_counter()
 
-    def add_batch(self, loss: float, num_samples: int, num_tokens: int) -> None:
-        """Add a micro-batch's share of the step's loss, and its tokens without padding."""
+    def add_batch(self, loss: float, num_samples: int, num_tokens: int, flops: int | None) -> None:
+        """Add a micro-batch.
+
+        Args:
+            loss: Its share of the step's loss.
+            num_samples: Its samples.
+            num_tokens: Its tokens, without padding.
+            flops: Floating-point operations; None where they are not known.
+        """
         self._loss_sum += loss
         self.num_samples += num_samples
         self._num_tokens += num_tokens
         self._num_open_tokens += num_tokens
+        self._flops = None if self._flops is None or flops is None else self._flops + flops
 
     def measure_gradients(self) -> None:
         """Measure the gradients that are held now."""
@@ -109,6 +128,7 @@ class Recorder:
         row = {
             "step": step,
             "tokens": self._num_tokens,
+            "training_flops": self._flops,
             "loss": self._loss_sum / num_steps,
             "lr": lr,
             # JSON has no infinity; a step whose gradient overflowed shows null.
@@ -136,6 +156,7 @@ class Recorder:
         row = {
             "step": step,
             "tokens": self._num_tokens,
+            "training_flops": self._flops,
             "val_loss": val_loss,
             **metrics,
         }
@@ -182,6 +203,7 @@ class Recorder:
             "num_open_tokens": self._num_open_tokens,
             "best_step": self.best_step,
             "best_score": self._best_score,
+            "training_flops": self._flops,
             "training_s": self.training_s,
             "optimizer_s": self.clock.seconds(),
             "elapsed_s": self.elapsed_s(),
@@ -199,6 +221,7 @@ class Recorder:
         self._num_open_tokens = state["num_open_tokens"]
         self.best_step = state["best_step"]
         self._best_score = state["best_score"]
+        self._flops = state["training_flops"]
         self.training_s = state["training_s"]
         self.clock.start_from(state["optimizer_s"])
         self._elapsed_before_s = state["elapsed_s"]

@@ -34,6 +34,10 @@ REASONS = {
 
 _PLOT_NOTES = {
     "loss": "Training and validation loss over the tokens seen, on a logarithmic axis.",
+    "loss_over_operations": (
+        "The same over the floating-point operations of forward and backward passes, by formula. "
+        "While the depth grows, validation runs the layers there are, once each."
+    ),
     "memory": (
         "What training holds from step to step, and the same parts inside the measured peak. "
         "The rest of the peak is activations, workspace and, on CPU, the process itself."
@@ -49,9 +53,9 @@ _PLOT_NOTES = {
     ),
 }
 
-
-_SECTIONS = {
+_PLOT_TITLES = {
     "loss": "Loss",
+    "loss_over_operations": "Loss over operations",
     "memory": "Memory",
     "batch": "Batch size",
     "ranks": "Ranks over time",
@@ -181,7 +185,7 @@ def _opening(run: RunRecord) -> str:
 def _sections(run: RunRecord) -> Iterator[str]:
     yield page.tiles(headline_tiles(run))
     images = dict(plot_images(run))
-    for name, title in _SECTIONS.items():
+    for name, title in _PLOT_TITLES.items():
         if name in images:
             note = page.paragraph(_PLOT_NOTES[name])
             yield page.section(title, note, images[name], is_half=name != "ranks")

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from adarankgrad.reparam import export_plain
+from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.display import Display
 from adarankgrad.train.folder import (
@@ -24,6 +25,7 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
+from adarankgrad.train.growing_depth import check_stages_are_reached, check_starts_from_nothing
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -166,6 +168,9 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
             check_can_train(vocab_size)
         config = replace(config, vocab_size=vocab_size)
     device = resolve_device(config.device)
+    check_combinations(config)
+    check_starts_from_nothing(config, plan.weights is not None)
+    check_stages_are_reached(config, config.seq_len)
     meta_model = prepare_model(build_model(plan, config.seed, meta=True), config)
     prepare_optimizer(meta_model, config)
     check_writable(run_dir)

@@ -119,6 +119,23 @@ class RunConfig:
         kind="dict",
         example="max_batch_size=512,eta=0.1",
     )
+    extrapolation: dict[str, Any] = setting(
+        "Take gradients at a point ahead of the weights: step=0.1 (in units of weight a gradient), "
+        "with source=past-local, fresh, past-global or noise, scale (of noise: a number, gradient, "
+        "layer or filter), noise=gaussian or uniform, follow_lr=True.",
+        {},
+        kind="dict",
+        example="step=0.1",
+    )
+    progressive_depth: dict[str, Any] = setting(
+        "Train few layers first, used for many, and let the model grow by copying them: "
+        "layers=(3,6,12),starts=(0,500,1000) (in steps, or with unit=tokens), with "
+        "sampling=low_value, uniform, constant_high or constant_low, layer_map=interpolate or "
+        "stack, optimizer_state=copied, kept or fresh, layer_list (name).",
+        {},
+        kind="dict",
+        example="layers=(3,6,12),starts=(0,500,1000)",
+    )
     warmup_steps: int | None = setting(
         "Steps of linear warm-up. Default: a tenth of the steps, at most 1000.", None, kind="int"
     )

@@ -28,6 +28,7 @@ def summarize(config: RunConfig, run_dir: Path, trainer: RunTrainer) -> dict[str
         "steps": trainer.state.global_step,
         "samples": recorder.num_samples,
         "tokens": last["tokens"],
+        "training_flops": recorder.training_flops,
         "train_loss": last["loss"],
         "val_loss": last_evaluation["val_loss"],
         "perplexity": last_evaluation.get("perplexity"),

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers import PrinterCallback, Trainer
 
 from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, list_checkpoints, remove_old
 from adarankgrad.train.errors import DivergedError, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
+from adarankgrad.train.flow import Flow
 from adarankgrad.train.methods import Batch, Method, Step, count_samples
 from adarankgrad.train.presets import first_line
 from adarankgrad.train.recorder import perplexity
@@ -30,6 +30,7 @@ from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
     from adarankgrad.train.display import Display
+    from adarankgrad.train.flops import TrainingFlops
     from adarankgrad.train.recorder import Recorder
     from adarankgrad.train.run_config import RunConfig
     from adarankgrad.train.signals import StopRequest
@@ -38,8 +39,8 @@ Evaluation = Callable[[nn.Module], dict[str, float]]
 """From a model to its validation ``loss`` and other metrics."""
 
 SESSION_NAME = "session.json"
-_FORMAT_VERSION = 2
-"""Of our files in a checkpoint; since 2 they count tokens."""
+_FORMAT_VERSION = 3
+"""Of our files in a checkpoint; since 3 they count operations."""
 _TRAINER_STATE_NAME = "trainer_state.json"
 
 
@@ -53,69 +54,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         ...
-
-
-class Flow(TrainerCallback):
-    """Decides after each step what happens next, and tells recorder and display."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        recorder: Recorder,
-        display: Display,
-        stop: StopRequest,
-        num_samples: int,
-    ) -> None:
-        self.config = config
-        self.num_samples = num_samples
-        self.recorder = recorder
-        self.display = display
-        self.stop = stop
-        self._skipped_before = 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Start the step's clock."""
-        self._skipped_before = self.recorder.skipped_steps() or 0
-        self.recorder.start_step()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure the gradients while they are there."""
-        self.recorder.measure_gradients()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Log, evaluate and save when due; at the last step all three."""
-        step = state.global_step
-        self.recorder.end_step()
-        self.display.advance(self.recorder.num_samples // self.config.samples_per_step)
-        num_skipped = self.recorder.skipped_steps() or 0
-        if num_skipped > self._skipped_before:
-            self.display.say(
-                f"warning: skipped step {step}, whose gradients were not finite "
-                f"({num_skipped} skipped so far)"
-            )
-        is_last = self.recorder.num_samples >= self.num_samples
-        control.should_log = is_last or step % self.config.log_every == 0
-        control.should_evaluate = is_last or step % self.config.eval_every == 0
-        control.should_save = is_last or step % self.config.save_every == 0
-        control.should_training_stop = control.should_training_stop or is_last
-        self._stop_if_asked(control)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Stop now when asked during an evaluation."""
-        self._stop_if_asked(control)
-
-    def _stop_if_asked(self, control: TrainerControl) -> None:
-        if self.stop.received is not None:
-            control.should_save = True
-            control.should_training_stop = True
 
 
 class RunTrainer(Trainer):
@@ -132,6 +70,7 @@ class RunTrainer(Trainer):
         best_metric: What the best evaluation is told by, whose checkpoint is kept; None for none.
         averages_examples: The model's loss is a mean over the examples of a micro-batch.
         stateful: What else a checkpoint holds, by the name of its file.
+        flops: Counts operations.
         methods: Act around steps.
         options: Passed on to transformers' `Trainer`.
     """
@@ -148,6 +87,7 @@ class RunTrainer(Trainer):
         best_metric: str | None = None,
         averages_examples: bool = False,
         stateful: Mapping[str, Stateful] | None = None,
+        flops: TrainingFlops,
         methods: Sequence[Method] = (),
         **options: Any,
     ) -> None:
@@ -158,6 +98,7 @@ class RunTrainer(Trainer):
         self.stateful: dict[str, Stateful] = dict(stateful or {})
         self.stateful |= {f"{method.name}.pt": method for method in methods}
         self.best_metric = best_metric
+        self.flops = flops
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
@@ -205,22 +146,28 @@ class RunTrainer(Trainer):
         """Compute the gradient of a step from its micro-batches."""
         self.current_gradient_accumulation_steps = len(inputs)
         step = self._step(model, inputs, num_items_in_batch)
-        for method in self.methods:
-            method.begin_step(step)
         batches = step.micro_batches
-        losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in batches]
-        for method in self.methods:
-            method.end_backward(step)
+        try:
+            for method in self.methods:
+                method.begin_step(step)
+            losses = [self._micro_batch(model, batch, num_items_in_batch) for batch in batches]
+            for method in self.methods:
+                method.end_backward(step)
+        except BaseException:
+            for method in self.methods:
+                method.abandon_step()
+            raise
         return torch.stack(losses).sum()
 
     def _micro_batch(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Compute gradients of a micro-batch; a loss that is not finite ends the run."""
         num_tokens = count_tokens(batch)
+        flops = self.flops.of(num_tokens, batch["input_ids"].shape[-1])
         loss = super().training_step(model, dict(batch), num_items)
         value = loss.item()
         if not math.isfinite(value):
             raise self.not_finite(f"the loss became {value}", self.state.global_step + 1)
-        self.recorder.add_batch(value, count_samples(batch), num_tokens)
+        self.recorder.add_batch(value, count_samples(batch), num_tokens, flops)
         return loss
 
     def _step(self, model: nn.Module, batches: list[Batch], num_items: Any) -> Step:
@@ -235,7 +182,7 @@ class RunTrainer(Trainer):
             share: Tensor = loss * weight
             return share
 
-        return Step(model, inputs, share_of)
+        return Step(model, inputs, share_of, self.state.global_step, self.recorder.num_tokens)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return the operations of a step's micro-batches."""

@@ -9,7 +9,7 @@ ABSENT = "n/a"
 """Shown where a run has no such number, for instance the mean rank of AdamW."""
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_COUNT_UNITS = ("", "k", "M", "G", "T")
+_COUNT_UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
 def format_bytes(num_bytes: float | None, beside: float | None = None) -> str:

@@ -107,7 +107,7 @@ class Classification(SequenceTask):
         else:
             f1 = scores.multiclass_f1_score(predicted, targets, len(self.classes))
         # Undefined where one side is a single class; 0 then, as scikit-learn has it.
-        is_defined = min(len(side.unique()) for side in (predicted, targets)) > 1
+        is_defined = min(len(set(side.tolist())) for side in (predicted, targets)) > 1
         matthews = scores.multiclass_matthews_corrcoef(predicted, targets, len(self.classes))
         return {
             "accuracy": (predicted == targets).double().mean().item(),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
+from adarankgrad.core.generators import generator_for
 from adarankgrad.finetune.columns import Columns
 from adarankgrad.finetune.tasks.interface import IGNORED, Encoded, Example, Feature, Outcome
 from adarankgrad.finetune.tasks.language import TextTask
-from adarankgrad.optim.generators import generator_for
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.recorder import perplexity
 

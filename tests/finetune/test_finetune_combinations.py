@@ -1,0 +1,95 @@
+"""What goes together in fine-tuning, as docs/combinations.md says."""
+
+import pytest
+
+from adarankgrad.cli import main
+from adarankgrad.train.combinations import REFUSALS
+from combination_page import METHODS, OPTIMIZERS, flags_of, matrix, pairs_with
+
+SAID = matrix("In fine-tuning")
+ADAPTERS = ("lora", "prilora", "sora", "sara")
+
+# Every allowed pair is in one of these. Methods go together as in training.
+RUNS = (
+    ("full", "adamw", "--powerprop", "--adadagrad"),
+    (
+        "full",
+        "adarankgrad",
+        "--accumulate-in-backward",
+        "--extrapolation",
+        "--activation-checkpointing",
+    ),
+    ("full", "adarankgrad-low-memory"),
+    ("full", "dotted path"),
+    *((adapter, "adamw", "--adadagrad") for adapter in ADAPTERS),
+    *((adapter, "adarankgrad", "--extrapolation") for adapter in ADAPTERS),
+    *((adapter, "adarankgrad-low-memory") for adapter in ADAPTERS),
+    *((adapter, "dotted path", "--activation-checkpointing") for adapter in ADAPTERS),
+)
+
+
+@pytest.fixture
+def run(inputs, tmp_path, monkeypatch, capsys):
+    """Call the command for a run of three steps without figures; returns exit code and errors."""
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    monkeypatch.setattr("adarankgrad.train.report.write_report", lambda run_dir: run_dir)
+    settings = {
+        "task": "classification",
+        "model": inputs / "bert",
+        "data": inputs / "train.tsv",
+        "validation": inputs / "dev.tsv",
+        "output": tmp_path / "run",
+        "steps": 3,
+        "batch_size": 2,
+        "device": "cpu",
+    }
+
+    def call_finetune(**changes):
+        flags = ["finetune"]
+        for name, value in (settings | changes).items():
+            flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        code = 0
+        try:
+            main.main(flags)
+        except SystemExit as end:
+            code = end.code or 0
+        return code, capsys.readouterr().err.strip()
+
+    return call_finetune
+
+
+def settings_of(names):
+    known = OPTIMIZERS | METHODS
+    (method,) = (name for name in names if name not in known)
+    return {"method": method} | flags_of(tuple(name for name in names if name in known))
+
+
+@pytest.mark.parametrize("names", RUNS, ids=" ".join)
+def test_what_goes_together_trains(names, run, tmp_path):
+    code, err = run(**settings_of(names))
+    assert code == 0, err
+    assert any((tmp_path / "run" / "model").glob("*.safetensors"))
+
+
+def test_every_pair_that_the_page_allows_is_trained_and_no_other():
+    trained = {frozenset((method, name)) for method, *names in RUNS for name in names}
+    assert trained == pairs_with(SAID, "yes", "in part")
+
+
+@pytest.mark.parametrize(
+    "pair", sorted(pairs_with(SAID, "no"), key=sorted), ids=lambda pair: " ".join(sorted(pair))
+)
+def test_a_pair_that_the_page_excludes_is_refused_in_one_line(pair, run, tmp_path):
+    code, err = run(**settings_of(pair))
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "does not go together" in err or "which has trained weights" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("statistics", ["norms", "per-sample"])
+def test_samples_of_sparse_weights_are_refused_in_one_line(statistics, run, tmp_path):
+    growing = {"adadagrad": f"max_batch_size=8,statistics={statistics}"}
+    code, err = run(method="sara", gradient_accumulation=2, **growing)
+    (refusal,) = (each for each in REFUSALS if each.second == "--method sara")
+    assert (code, err) == (2, f"adarankgrad: error: {refusal.message}")
+    assert not (tmp_path / "run").exists()
