@@ -155,3 +155,9 @@ def test_codes_and_scales_are_contiguous_whatever_the_strides(code):
     quantized = quantize(values, code)
     assert all(part.is_contiguous() for part in quantized)
     assert torch.equal(quantized.codes, quantize(values.contiguous(), code).codes)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_codes_hold_one_byte_each_without_the_padding_of_a_block(num_rows):
+    codes = quantize(torch.randn(num_rows, 300), SIGNED).codes
+    assert codes.untyped_storage().nbytes() == num_rows * 300

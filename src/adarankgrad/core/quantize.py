@@ -84,7 +84,9 @@ def quantize(values: Tensor, code: Code, generator: torch.Generator | None = Non
         codes.mul_(blocks.sign())
     else:
         codes = torch.where(blocks > 0, codes.clamp_min(1.0), codes)
-    return Quantized(codes.to(code.dtype).flatten(-2)[..., :num_cols].contiguous(), scale)
+    whole = codes.to(code.dtype).flatten(-2)
+    # A copy, since a single row counts as contiguous with its padding behind.
+    return Quantized(whole[..., :num_cols].clone(memory_format=torch.contiguous_format), scale)
 
 
 def dequantize(quantized: Quantized, code: Code, dtype: torch.dtype = torch.float32) -> Tensor:
