@@ -8,8 +8,8 @@ TORCH_SOURCE ?=
 BENCHMARKS ?= $(sort $(shell grep -l __main__ benchmarks/*.py 2>/dev/null))
 
 # About half of the suite's time each.
-NUMERIC_TESTS := $(addprefix tests/,adapters contract core optim theory reparam memory_plan schedules)
-OTHER_TESTS := $(filter-out $(NUMERIC_TESTS) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
+FIRST_TESTS := $(addprefix tests/,adapters contract core optim theory reparam memory_plan schedules finetune)
+OTHER_TESTS := $(filter-out $(FIRST_TESTS) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
 BIN := .venv/bin
 # Touched last, so that an interrupted set-up starts again.
@@ -42,7 +42,7 @@ check: $(READY) ## lint, format, types and the import rules
 test: $(READY) ## the whole test suite, in two processes of one thread each
 	@export OMP_NUM_THREADS=1; output=$$(mktemp); \
 	$(BIN)/python -m pytest $(OTHER_TESTS) > $$output 2>&1 & other=$$!; \
-	$(BIN)/python -m pytest $(NUMERIC_TESTS); code=$$?; \
+	$(BIN)/python -m pytest $(FIRST_TESTS); code=$$?; \
 	wait $$other || code=$$?; cat $$output; rm $$output; exit $$code
 
 demo: $(READY) ## train a small language model with AdamW and with AdaRankGrad, and compare
