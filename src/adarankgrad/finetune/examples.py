@@ -14,7 +14,7 @@ from adarankgrad.finetune.columns import Columns, show
 from adarankgrad.finetune.table import Table, data_files, read_table
 from adarankgrad.finetune.tasks.interface import Example, Task
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.files import find_fault, read_jsonl, staged_folder
+from adarankgrad.train.files import check_undamaged, read_jsonl, staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,12 +85,7 @@ def saved_examples(folder: Path) -> Examples:
     Raises:
         UserError: They are missing or damaged.
     """
-    fault = find_fault(folder)
-    if fault is not None:
-        raise UserError(
-            f"cannot resume: the data in {folder} are damaged ({fault}). Start again with "
-            "--overwrite."
-        )
+    check_undamaged(folder, "data")
     train, validation = (read_jsonl(folder / f"{name}.jsonl") for name in ("train", "validation"))
     columns = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
     return Examples(train, validation, columns)

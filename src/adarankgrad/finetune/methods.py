@@ -16,7 +16,7 @@ from adarankgrad.optim.groups import Group
 from adarankgrad.reparam import export_plain
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.folder import ADAPTER_FOLDER
-from adarankgrad.train.loop import prepare_model, prepare_optimizer, run_methods
+from adarankgrad.train.loop import check_trains, prepare_model, prepare_optimizer, run_methods
 from adarankgrad.train.optimizers import (
     build_optimizer,
     group_parameters,
@@ -87,8 +87,8 @@ class Full(Method):
     """Every weight is trained."""
 
     def check(self, empty_model: Any) -> None:
-        """See that the optimizer takes the model."""
-        prepare_optimizer(prepare_model(empty_model, self.config), self.config)
+        """See that optimizer and methods take the model."""
+        check_trains(empty_model, self.config)
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Train by powers and compute activations again, where the settings ask for it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adarankgrad.adapters.callback import StepCallback
+from adarankgrad.adapters.callback import STATE_NAME, StepCallback
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.finetune.defaults import check_duration, with_optimizer, with_steps
 from adarankgrad.finetune.examples import (
@@ -78,8 +78,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from adarankgrad.train.trainer import RunTrainer
-
-_HOOK_NAME = "adapter_steps.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +277,7 @@ def _parts(run: _Run, prepared: Prepared, train: Encoded, validation: Encoded) -
         compute_loss=task.compute_loss,
         averages_examples=task.compute_loss is None,
         callbacks=[] if hook is None else [StepCallback(hook)],
-        stateful={} if hook is None else {_HOOK_NAME: hook},
+        stateful={} if hook is None else {STATE_NAME: hook},
     )
 
 

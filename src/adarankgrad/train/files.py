@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from adarankgrad.train.errors import UserError
+
 MANIFEST_NAME = "manifest.json"
 PARTIAL_PREFIX = ".partial-"
 """Of what is being written; left behind only by a kill, and never read."""
@@ -116,6 +118,24 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def check_undamaged(folder: Path, what: str) -> None:
+    """See that a folder written by `staged_folder` is intact, to resume from it.
+
+    Args:
+        folder: The folder.
+        what: It holds, in the plural, for the message.
+
+    Raises:
+        UserError: Something is missing or damaged.
+    """
+    fault = find_fault(folder)
+    if fault is not None:
+        raise UserError(
+            f"cannot resume: the {what} in {folder} are damaged ({fault}). Start again with "
+            "--overwrite."
+        )
 
 
 def find_fault(folder: Path) -> str | None:

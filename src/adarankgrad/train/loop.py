@@ -202,8 +202,22 @@ def prepare_optimizer(model: nn.Module, config: RunConfig) -> tuple[Optimizer, l
     optimizer = build_optimizer(groups, config)
     power_updates(optimizer, model, config)
     accumulate_gradients(optimizer, model, config)
-    run_methods(config, model, optimizer)
     return optimizer, projected_parameters(groups)
+
+
+def check_trains(meta_model: PreTrainedModel, config: RunConfig) -> None:
+    """See that all of a model's weights can be trained as the settings ask, optimizer and methods.
+
+    Args:
+        meta_model: On the meta device; brought into the form in which it would be trained.
+        config: The settings, with every default decided.
+
+    Raises:
+        UserError: They cannot.
+    """
+    model = prepare_model(meta_model, config)
+    optimizer, _ = prepare_optimizer(model, config)
+    run_methods(config, model, optimizer)
 
 
 def run_methods(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> list[Method]:

@@ -30,6 +30,7 @@ from adarankgrad.train.loop import (
     Parts,
     Request,
     check_one_process,
+    check_trains,
     checkpoint_to_resume,
     describe_run,
     finish,
@@ -171,8 +172,7 @@ def _check(config: TrainConfig, *, resume: bool, overwrite: bool, display: Displ
     check_combinations(config)
     check_starts_from_nothing(config, plan.weights is not None)
     check_stages_are_reached(config, config.seq_len)
-    meta_model = prepare_model(build_model(plan, config.seed, meta=True), config)
-    prepare_optimizer(meta_model, config)
+    check_trains(build_model(plan, config.seed, meta=True), config)
     check_writable(run_dir)
     return _Run(
         config=config,

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from adarankgrad.train.data import Source
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.files import find_fault, staged_folder
+from adarankgrad.train.files import check_undamaged, staged_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,12 +102,7 @@ def load_tokens(folder: Path) -> TokenStreams:
     Raises:
         UserError: They are missing or damaged.
     """
-    fault = find_fault(folder)
-    if fault is not None:
-        raise UserError(
-            f"cannot resume: the tokens in {folder} are damaged ({fault}). Start again with "
-            "--overwrite."
-        )
+    check_undamaged(folder, "tokens")
     return TokenStreams(
         train=np.load(folder / "train.npy", mmap_mode="r"),
         validation=np.load(folder / "validation.npy", mmap_mode="r"),

@@ -146,6 +146,25 @@ def text_of(row: Row, column: str, where: str) -> str:
     return text
 
 
+def encode_each(examples: Sequence[Any], tokenize: Callable[..., Any], max_length: int) -> Encoded:
+    """Tokenize examples one by one, again with truncation where they are too long.
+
+    Args:
+        examples: What ``tokenize`` takes.
+        tokenize: From an example, and options of truncation, to a feature.
+        max_length: In tokens.
+    """
+    features: list[Feature] = []
+    num_cut = 0
+    for example in examples:
+        feature = dict(tokenize(example))
+        if len(feature["input_ids"]) > max_length:
+            feature = dict(tokenize(example, truncation=True, max_length=max_length))
+            num_cut += 1
+        features.append(feature)
+    return Encoded(features, num_cut)
+
+
 def pad(features: Sequence[Feature], pad_token_id: int, *, side: str = "right") -> dict[str, Any]:
     """Stack features to tensors (num_features, longest); labels that are numbers stay so."""
     longest = max(len(feature["input_ids"]) for feature in features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,14 @@ from torch.utils.data import Dataset
 
 from adarankgrad.core.generators import generator_for
 from adarankgrad.finetune.columns import Columns
-from adarankgrad.finetune.tasks.interface import IGNORED, Encoded, Example, Feature, Outcome
+from adarankgrad.finetune.tasks.interface import (
+    IGNORED,
+    Encoded,
+    Example,
+    Feature,
+    Outcome,
+    encode_each,
+)
 from adarankgrad.finetune.tasks.language import TextTask
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.recorder import perplexity
@@ -42,17 +50,8 @@ class MaskedLM(TextTask):
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:
         """Tokenize; which tokens are hidden is decided anew whenever a text is taken."""
-        found = [
-            dict(tokenizer(text, verbose=False, truncation=True, max_length=max_length + 1))
-            for text in self.texts(examples)
-        ]
-        num_cut = 0
-        for number, text in enumerate(self.texts(examples)):
-            if len(found[number]["input_ids"]) > max_length:
-                options = {"truncation": True, "max_length": max_length}
-                found[number] = dict(tokenizer(text, verbose=False, **options))
-                num_cut += 1
-        return Encoded(found, num_cut)
+        tokenize: Any = tokenizer
+        return encode_each(self.texts(examples), partial(tokenize, verbose=False), max_length)
 
     def training_data(
         self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from adarankgrad.finetune.tasks.interface import (
     Outcome,
     Task,
     batches,
+    encode_each,
     on_device,
     pad,
     text_of,
@@ -85,14 +87,10 @@ class SequenceTask(Task):
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:
         """Tokenize; of a pair, the longer text is cut first."""
-        features = [self._tokenize(example, tokenizer) for example in examples]
-        is_long = [len(feature["input_ids"]) > max_length for feature in features]
-        for position, example in enumerate(examples):
-            if is_long[position]:
-                options = {"truncation": True, "max_length": max_length}
-                features[position] = self._tokenize(example, tokenizer, **options)
-            features[position]["labels"] = self.target(example)
-        return Encoded(features, sum(is_long))
+        encoded = encode_each(examples, partial(self._tokenize, tokenizer=tokenizer), max_length)
+        for feature, example in zip(encoded.features, examples, strict=True):
+            feature["labels"] = self.target(example)
+        return encoded
 
     def _tokenize(
         self, example: Example, tokenizer: PreTrainedTokenizerBase, **options: Any
