@@ -14,6 +14,7 @@ from adarankgrad.compare.plan import Cell, Plan, load_plan, rate_text
 from adarankgrad.compare.run import check_folder, prepare
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.lock import locked
+from adarankgrad.train.score import LOSS
 
 MAX_RUNS = 8
 _OF_THE_SEARCH = ("output", "steps", "eval_every")
@@ -145,8 +146,7 @@ def _search(plan: Plan, num_runs: int, workers: int, say: Callable[[str], None])
                 error.exit_code,
             ) from error
         for cell, rate in zip(cells, rates, strict=True):
-            loss = outcome_of(plan, cell).val_loss
-            losses[rate] = math.inf if loss is None else loss
+            losses[rate] = outcome_of(plan, cell).metrics.get(LOSS, math.inf)
     best = min(losses, key=lambda rate: losses[rate])
     results = write_results(plan, workers=workers)
     if math.isinf(losses[best]):

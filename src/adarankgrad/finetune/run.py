@@ -138,6 +138,15 @@ def finetune(
         return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
 
 
+def check_request(config: FinetuneConfig) -> None:
+    """Find out whether a fresh run could be made, writing nothing and loading no weights.
+
+    Raises:
+        UserError: It could not.
+    """
+    _check(config, resume=False, overwrite=False, display=Display())
+
+
 def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Display) -> _Run:
     """Find out whether the request can be met, writing nothing and loading no weights."""
     config.check()
