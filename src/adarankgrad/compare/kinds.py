@@ -17,7 +17,7 @@ from adarankgrad.train.run_config import RunConfig
 from adarankgrad.train.score import LOSS
 
 ADAPTERS = tuple(name for name in METHODS if name != "full")
-OF_THE_COMPARISON = ("optimizers", "methods", "seeds", "lrs", "plain_lrs")
+_OF_THE_COMPARISON = ("optimizers", "methods", "seeds", "lrs", "plain_lrs")
 """Settings that a comparison has, and no run."""
 _DECIDED = {
     "output": "leave it to --output",
@@ -99,7 +99,8 @@ class Kind(ABC):
         for name in settings:
             if name in self.decided:
                 raise UserError(f"{name} is decided by the comparison: {self.decided[name]}.")
-            self._check_known(name, "setting", {*OF_THE_COMPARISON})
+            allowed = {*self.fields} - {*self.decided} | {*_OF_THE_COMPARISON}
+            self._check_known(name, "setting", allowed)
 
     def check_table(self, label: str, table: dict[str, Any]) -> None:
         """See that settings may be those of a method, and name one.
@@ -121,16 +122,15 @@ class Kind(ABC):
                 raise UserError(
                     f"{name} of methods.{label} is the same for all methods: set it above them."
                 )
-            more = {*self.of_a_method, "lrs", "plain_lrs"}
-            self._check_known(name, f"setting of methods.{label}", more)
+            allowed = {*self.fields} - {*self.decided} - {*self.common} | {*self.of_a_method}
+            self._check_known(name, f"setting of methods.{label}", allowed | {"lrs", "plain_lrs"})
 
-    def _check_known(self, name: str, what: str, more: set[str]) -> None:
+    def _check_known(self, name: str, what: str, allowed: set[str]) -> None:
         if name in self.fields:
             return
         config_class, advice = self.foreign
         if name in config_class.settings():
             raise UserError(f"{name} is a setting of {config_class.command}: {advice}.")
-        allowed = {*self.fields} - {*self.decided} - {*self.common} | more
         raise unknown_name(what, name, sorted(allowed))
 
 

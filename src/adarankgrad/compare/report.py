@@ -212,9 +212,10 @@ def _reproduction(
     yield page.paragraph(f"All of it, with the lines below saved as {_CONFIG_NAME}:")
     yield page.code_block(shlex.join(command))
     yield page.code_block(comparison_toml(plan))
+    tokenizer = "; a tokenizer that was trained here is read from here"
     yield page.paragraph(
-        "One method, at its chosen rates on the first seed; a tokenizer that was trained here is "
-        "read from here."
+        "One method, at its chosen rates on the first seed"
+        f"{tokenizer * plan.tokenizer_dir.is_dir()}."
     )
     for result, method in zip(results, content["methods"], strict=True):
         if method["command"]:

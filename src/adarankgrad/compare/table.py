@@ -26,14 +26,19 @@ ALL_STATE = "Optimizer state"
 
 def row_of(result: MethodResult, kind: Kind) -> dict[str, SortCell]:
     """Return the cells of a method by their column's title."""
-    kinds_own = _of_pretraining if kind.trains_same_weights else _of_fine_tuning
+    if kind.trains_same_weights:
+        state = _state_of_projected(result)
+        speed = {"Tokens/s": _mean(result, "tokens_per_second", format_count)}
+    else:
+        state = _state_of_trained(result)
+        speed = {"Time": _mean(result, "elapsed_s", format_seconds)}
     return {
         "Method": SortCell(result.method.label, result.method.label),
         kind.metric.title: _metric(result, kind.metric.name),
-        **kinds_own(result),
+        **state,
         "Peak memory": _mean(result, "peak_bytes", format_bytes),
         "Optimizer time": _mean(result, "optimizer_s", format_seconds),
-        "Tokens/s": _mean(result, "tokens_per_second", format_count),
+        **speed,
         "Rank": _rank(result),
         "lr": _rate(result, "lr"),
         "Plain lr": _rate(result, "plain_lr"),
@@ -43,8 +48,8 @@ def row_of(result: MethodResult, kind: Kind) -> dict[str, SortCell]:
 def terminal_table(results: list[MethodResult], kind: Kind) -> Table:
     """Return the results as a table narrow enough for a terminal, the best first."""
     score = kind.metric.title
-    state = (STATE,) if kind.trains_same_weights else ("Trainable", ALL_STATE)
-    headers = ("Method", score, *state, "Tokens/s", "lr")
+    own = (STATE, "Tokens/s") if kind.trains_same_weights else ("Trainable", ALL_STATE, "Time")
+    headers = ("Method", score, *own, "lr")
     table = Table()
     for header in headers:
         table.add_column(header, justify="left" if header == "Method" else "right")
@@ -60,8 +65,8 @@ def terminal_table(results: list[MethodResult], kind: Kind) -> Table:
     return table
 
 
-def _of_pretraining(result: MethodResult) -> dict[str, SortCell]:
-    """All weights are trained: the state of those that low-rank methods project tells methods."""
+def _state_of_projected(result: MethodResult) -> dict[str, SortCell]:
+    """Return the state of the weights that low-rank methods project, and that of the others."""
     plain = result.plain_state_bytes
     return {
         STATE: _state(result, result.mean("projected_state_bytes")),
@@ -70,14 +75,13 @@ def _of_pretraining(result: MethodResult) -> dict[str, SortCell]:
     }
 
 
-def _of_fine_tuning(result: MethodResult) -> dict[str, SortCell]:
-    """Methods train weights of different number: how many, and the state of all of them."""
+def _state_of_trained(result: MethodResult) -> dict[str, SortCell]:
+    """Return the loss beside another metric, how many weights are trained, and their state."""
     loss = {} if result.metric.is_loss else {"Validation loss": _metric(result, LOSS)}
     return {
         **loss,
         "Trainable": _mean(result, "trainable_parameters", format_count),
         ALL_STATE: _mean(result, "state_bytes", format_bytes),
-        "Time": _mean(result, "elapsed_s", format_seconds),
     }
 
 

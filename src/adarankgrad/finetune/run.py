@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,11 +131,7 @@ def finetune(
         _check, config, resume=resume, overwrite=overwrite, display=display or Display()
     )
     work = partial(_finetune, command=command or sys.argv)
-    with warnings.catch_warnings():
-        # Checkpoints of SoRA hold gates; what is delivered has none.
-        warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
-        # peft asks by the old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    with _known_warnings_ignored():
         return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
 
 
@@ -144,7 +141,18 @@ def check_request(config: FinetuneConfig) -> None:
     Raises:
         UserError: It could not.
     """
-    _check(config, resume=False, overwrite=False, display=Display())
+    with _known_warnings_ignored():
+        _check(config, resume=False, overwrite=False, display=Display())
+
+
+@contextmanager
+def _known_warnings_ignored() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Checkpoints of SoRA hold gates; what is delivered has none.
+        warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
+        # peft asks by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Display) -> _Run:
