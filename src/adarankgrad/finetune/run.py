@@ -27,10 +27,10 @@ from adarankgrad.finetune.examples import (
     save_examples,
     saved_examples,
 )
+from adarankgrad.finetune.inputs import check_model
 from adarankgrad.finetune.methods import Method, Prepared, find_method
 from adarankgrad.finetune.pretrained import (
     build_empty,
-    check_folder,
     check_known,
     checksum_of,
     fit_length,
@@ -152,7 +152,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         checkpoint = checkpoint_to_resume(config, run_dir, display)
     if not resume or config.steps is None:
         check_duration(config)
-    check_folder(config.model)
+    check_model(config.model)
     device = resolve_device(config.device)
     config = with_optimizer(config)
     check_combinations(config)
