@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from adarankgrad.finetune.tasks.chat import tokens_and_labels
 from adarankgrad.finetune.tasks.final_number import final_number, is_marked
 from adarankgrad.finetune.tasks.find import find_task
 from adarankgrad.finetune.tasks.interface import IGNORED, pad
+from adarankgrad.finetune.tasks.language import score_batch
 from adarankgrad.finetune.texts import split_characters
 
 
@@ -144,10 +147,14 @@ def test_the_loss_of_tokens_is_that_of_cross_entropy_by_hand():
     task = task_of("causal-lm")
     logits = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]]))
     labels = torch.tensor([[IGNORED, 1, 1]])
-    scores = task.scores(logits, labels)
     # The first place predicts 1 with 0.5, the second 1 with 0.75; the last predicts nothing.
-    assert scores.loss.item() == pytest.approx(-torch.log(torch.tensor(0.375)).item(), rel=1e-6)
-    assert (int(scores.num_tokens), int(scores.num_correct)) == (2, 1)
+    loss = -math.log(0.375)
+    (score,) = score_batch(*task.aligned(logits, labels))
+    assert score.loss == pytest.approx(loss, rel=1e-6)
+    assert score[1:] == (2, 1, [0, 1])
+    outputs = SimpleNamespace(logits=logits)
+    assert task.compute_loss(outputs, labels).item() == pytest.approx(loss / 2, rel=1e-6)
+    assert task.compute_loss(outputs, labels, 4).item() == pytest.approx(loss / 4, rel=1e-6)
 
 
 def test_batches_are_padded_where_they_are_told():

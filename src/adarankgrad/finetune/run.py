@@ -325,9 +325,8 @@ def _finish(
     outcome = run.task.evaluate(
         model, validation.features, run.examples.validation, run.tokenizer, is_final=True
     )
-    if outcome.predictions:
-        lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
-        write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
+    lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
+    write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
     summary = summarize(
         run.config, run.run_dir, trainer, outcome.metrics, best_step, base_parameters
     )

@@ -33,9 +33,7 @@ def summarize(
     """
     summary = summarize_run(config, run_dir, trainer)
     weights = list(trainer.recorder.optimizer.param_groups)
-    paths = summary.pop("paths")
-    if (run_dir / PREDICTIONS_NAME).exists():
-        paths["predictions"] = str(run_dir / PREDICTIONS_NAME)
+    paths = {**summary.pop("paths"), "predictions": str(run_dir / PREDICTIONS_NAME)}
     return {
         "task": config.task,
         "method": config.method,

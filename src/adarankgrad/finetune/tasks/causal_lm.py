@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from adarankgrad.finetune.columns import Columns
 from adarankgrad.finetune.tasks.interface import Encoded, Example, Feature, Outcome
-from adarankgrad.finetune.tasks.language import TextTask, next_token_labels
+from adarankgrad.finetune.tasks.language import TextTask, language_metrics, next_token_labels
 from adarankgrad.train.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_NUM_SHOWN = 16
+"""Tokens of a block that tell a reader which it is."""
 
 
 class CausalLM(TextTask):
@@ -56,5 +59,14 @@ class CausalLM(TextTask):
         *,
         is_final: bool,
     ) -> Outcome:
-        """Evaluate loss per token and perplexity."""
-        return Outcome(self.language_metrics(model, features, tokenizer))
+        """Evaluate loss per token and perplexity, and the loss of each block."""
+        scores = self.scores(model, features, tokenizer)
+        predictions = [
+            {
+                "block": number,
+                "begins": tokenizer.decode(feature["input_ids"][:_NUM_SHOWN]),
+                **score.as_prediction(),
+            }
+            for number, (feature, score) in enumerate(zip(features, scores, strict=True))
+        ]
+        return Outcome(language_metrics(scores), predictions)

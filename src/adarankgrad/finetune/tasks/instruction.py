@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Dataset
 
 from adarankgrad.finetune.columns import Columns, find_answer, find_chat, no_columns
 from adarankgrad.finetune.table import Row, Table
@@ -27,7 +28,7 @@ from adarankgrad.finetune.tasks.interface import (
     pad,
     text_of,
 )
-from adarankgrad.finetune.tasks.language import LanguageTask
+from adarankgrad.finetune.tasks.language import LanguageTask, language_metrics
 from adarankgrad.train.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Instruction(LanguageTask):
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:
-        """Tokenize; long conversations lose their end, and are left out if no answer remains."""
+        """Tokenize; long conversations lose their end, and perhaps their answer."""
         features: list[Feature] = []
         num_cut = 0
         for example in examples:
@@ -85,14 +86,21 @@ class Instruction(LanguageTask):
             num_cut += len(tokens) > max_length
             tokens, labels = tokens[:max_length], labels[:max_length]
             mask = [1] * len(tokens)
-            if set(labels[1:]) - {IGNORED}:
-                features.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
-        if not features:
+            features.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
+        if not any(map(_has_answer, features)):
             raise UserError(
                 f"no answer begins within {max_length} tokens: raise --max-length, or shorten the "
                 "prompts."
             )
         return Encoded(features, num_cut)
+
+    def training_data(
+        self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Dataset[Any]:
+        """Return the features that have something to learn."""
+        return super().training_data(
+            [feature for feature in features if _has_answer(feature)], num_samples, tokenizer
+        )
 
     def evaluate(
         self,
@@ -104,19 +112,20 @@ class Instruction(LanguageTask):
         is_final: bool,
     ) -> Outcome:
         """Evaluate loss per token of the answers; at the end, answers generated greedily."""
-        metrics = self.language_metrics(model, features, tokenizer)
+        scores = self.scores(model, features, tokenizer)
+        metrics = language_metrics(scores)
+        predictions = [
+            {**example, **score.as_prediction()}
+            for example, score in zip(examples, scores, strict=True)
+        ]
         asked = list(examples[: self._num_generated(examples)]) if is_final else []
-        if not asked:
-            return Outcome(metrics)
-        answers = self._generate(model, asked, tokenizer)
-        predictions = []
-        for example, answer in zip(asked, answers, strict=True):
-            reference = _messages(example)[-1]["content"]
-            number, wanted = final_number(answer), final_number(reference)
-            is_match = wanted is not None and number == wanted
-            predictions.append({**example, "prediction": answer, "exact_match": is_match})
-        metrics["exact_match"] = sum(p["exact_match"] for p in predictions) / len(predictions)
-        metrics["generated_examples"] = len(predictions)
+        if asked:
+            answers = self._generate(model, asked, tokenizer)
+            judged = [_judge(*pair) for pair in zip(asked, answers, strict=True)]
+            for prediction, judgement in zip(predictions, judged, strict=False):
+                prediction |= judgement
+            metrics["exact_match"] = sum(j["exact_match"] for j in judged) / len(judged)
+            metrics["generated_examples"] = len(judged)
         return Outcome(metrics, predictions)
 
     def _num_generated(self, examples: Sequence[Example]) -> int:
@@ -149,6 +158,16 @@ class Instruction(LanguageTask):
                 texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
                 answers |= dict(zip(positions, texts, strict=True))
         return [answers[position] for position in range(len(prompts))]
+
+
+def _has_answer(feature: Feature) -> bool:
+    return bool(set(feature["labels"][1:]) - {IGNORED})
+
+
+def _judge(example: Example, answer: str) -> dict[str, Any]:
+    wanted = final_number(_messages(example)[-1]["content"])
+    is_match = wanted is not None and final_number(answer) == wanted
+    return {"prediction": answer, "exact_match": is_match}
 
 
 def _messages(example: Example) -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ class Outcome:
 
     Attributes:
         metrics: ``loss`` and others.
-        predictions: One plain dict an example, in the order of the examples; may be empty.
+        predictions: One plain dict an example, in their order; of plain texts, one a block.
     """
 
     metrics: dict[str, float]

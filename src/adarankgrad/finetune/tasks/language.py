@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -29,18 +29,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TokenScores(NamedTuple):
-    """Sums over the labelled tokens of a batch.
+class Score(NamedTuple):
+    """How well the labelled tokens of one feature are predicted.
 
     Attributes:
-        loss: (), in nats, float32.
-        num_correct: (), int64: where the label is the likeliest token.
-        num_tokens: (), int64.
+        loss: Sum over them, in nats.
+        num_tokens: How many there are.
+        num_correct: Where the label is the likeliest token.
+        predicted: The likeliest tokens, in the order of the labelled ones.
     """
 
-    loss: Tensor
-    num_correct: Tensor
-    num_tokens: Tensor
+    loss: float
+    num_tokens: int
+    num_correct: int
+    predicted: list[int]
+
+    def as_prediction(self) -> dict[str, Any]:
+        """Return loss per token and number of tokens, as predictions have them."""
+        loss = self.loss / self.num_tokens if self.num_tokens else None
+        return {"loss": loss, "tokens": self.num_tokens}
 
 
 class LanguageTask(Task):
@@ -57,42 +64,29 @@ class LanguageTask(Task):
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Return the loss of a micro-batch's tokens over the number of all of the step's."""
-        scores = self.scores(outputs.logits, labels)
-        num_tokens = scores.num_tokens if num_items_in_batch is None else num_items_in_batch
-        return scores.loss / num_tokens
+        logits, labels = self.aligned(outputs.logits, labels)
+        num_tokens = num_items_in_batch
+        if num_tokens is None:
+            num_tokens = (labels != IGNORED).sum()
+        return token_losses(logits, labels).sum() / num_tokens
 
-    def scores(self, logits: Tensor, labels: Tensor) -> TokenScores:
-        """Score logits (batch, length, vocabulary) by labels (batch, length)."""
-        if self.predicts_next:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        logits, labels = logits.flatten(0, 1).float(), labels.flatten()
-        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        is_labelled = labels != IGNORED
-        is_correct = (logits.detach().argmax(dim=-1) == labels) & is_labelled
-        return TokenScores(loss, is_correct.sum(), is_labelled.sum())
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring logits (batch, length, vocabulary) to the places of the labels (batch, length)."""
+        return (logits[:, :-1], labels[:, 1:]) if self.predicts_next else (logits, labels)
 
-    def totals(
+    def scores(
         self, model: Any, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[float, float]:
-        """Return loss per token, and the share of tokens predicted, over all features."""
-        loss, num_correct, num_tokens = 0.0, 0, 0
+    ) -> list[Score]:
+        """Score a model on features, in their order."""
+        found: dict[int, Score] = {}
         model.eval()
         with torch.inference_mode():
-            for _, chosen in batches(features, self.config.batch_size):
+            for positions, chosen in batches(features, self.config.batch_size):
                 batch = on_device(pad(chosen, tokenizer.pad_token_id or 0), model)
                 labels = batch.pop("labels")
-                scores = self.scores(model(**batch).logits, labels)
-                loss += scores.loss.item()
-                num_correct += int(scores.num_correct)
-                num_tokens += int(scores.num_tokens)
-        return (loss / num_tokens, num_correct / num_tokens) if num_tokens else (math.nan, 0.0)
-
-    def language_metrics(
-        self, model: Any, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, float]:
-        """Return loss per token and perplexity."""
-        loss, _ = self.totals(model, features, tokenizer)
-        return {"loss": loss, "perplexity": perplexity(loss)}
+                logits, labels = self.aligned(model(**batch).logits, labels)
+                found |= dict(zip(positions, score_batch(logits, labels), strict=True))
+        return [found[position] for position in range(len(features))]
 
 
 class TextTask(LanguageTask):
@@ -115,3 +109,29 @@ class TextTask(LanguageTask):
 def next_token_labels(tokens: list[int]) -> list[int]:
     """Return the labels of a text: its tokens, but for the first, which nothing predicts."""
     return [IGNORED, *tokens[1:]]
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of each label (batch, length) in nats, float32; 0 where it is ignored."""
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(labels)
+
+
+def score_batch(logits: Tensor, labels: Tensor) -> Iterator[Score]:
+    """Score logits (batch, length, vocabulary) by labels (batch, length) at the same places."""
+    losses = token_losses(logits, labels).sum(dim=1)
+    likeliest = logits.argmax(dim=-1)
+    for loss, tokens, wanted in zip(losses.tolist(), likeliest.cpu(), labels.cpu(), strict=True):
+        is_labelled = wanted != IGNORED
+        predicted, wanted = tokens[is_labelled], wanted[is_labelled]
+        num_correct = int((predicted == wanted).sum())
+        yield Score(loss, len(wanted), num_correct, predicted.tolist())
+
+
+def language_metrics(scores: Sequence[Score]) -> dict[str, float]:
+    """Return loss per token and perplexity."""
+    num_tokens = sum(score.num_tokens for score in scores)
+    loss = sum(score.loss for score in scores) / num_tokens if num_tokens else math.nan
+    return {"loss": loss, "perplexity": perplexity(loss)}

@@ -19,9 +19,8 @@ from adarankgrad.finetune.tasks.interface import (
     Outcome,
     encode_each,
 )
-from adarankgrad.finetune.tasks.language import TextTask
+from adarankgrad.finetune.tasks.language import Score, TextTask, language_metrics
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.recorder import perplexity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +69,28 @@ class MaskedLM(TextTask):
         is_final: bool,
     ) -> Outcome:
         """Evaluate loss, perplexity and accuracy on tokens hidden the same way every time."""
-        hidden = _Masked(features, len(features), tokenizer, _EVALUATION_SEED)
-        loss, accuracy = self.totals(model, [hidden[i] for i in range(len(hidden))], tokenizer)
-        metrics = {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy}
-        return Outcome(metrics)
+        masked = _Masked(features, len(features), tokenizer, _EVALUATION_SEED)
+        hidden = [masked[position] for position in range(len(masked))]
+        scores = self.scores(model, hidden, tokenizer)
+        num_correct = sum(score.num_correct for score in scores)
+        accuracy = num_correct / max(sum(score.num_tokens for score in scores), 1)
+        predictions = [
+            {**example, **_found(feature, score, tokenizer)}
+            for example, feature, score in zip(examples, hidden, scores, strict=True)
+        ]
+        return Outcome({**language_metrics(scores), "accuracy": accuracy}, predictions)
+
+
+def _found(feature: Feature, score: Score, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return which tokens were hidden, at which places, and what stood there by the model."""
+    labels = feature["labels"]
+    places = [place for place, label in enumerate(labels) if label != IGNORED]
+    return {
+        "places": places,
+        "hidden": tokenizer.convert_ids_to_tokens([labels[place] for place in places]),
+        "predicted": tokenizer.convert_ids_to_tokens(score.predicted),
+        **score.as_prediction(),
+    }
 
 
 class _Masked(Dataset[Feature]):
