@@ -152,7 +152,7 @@ class Bench:
     def run(self, lr: float, seed: int) -> dict[str, Any] | None:
         """Return a run's summary, from its folder if it is there; None where it diverged."""
         folder = self.output / self.task_name / self.label / f"lr-{lr:g}_seed-{seed}"
-        result = folder.with_suffix(".json")
+        result = folder.with_name(f"{folder.name}.json")
         if not result.exists():
             commit = environment()["commit"]
             try:
