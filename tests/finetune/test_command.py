@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,11 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
         ({"task": "classify"}, "unknown task 'classify': did you mean classification"),
         ({"method": "dora"}, "unknown method 'dora'"),
         ({"model": "nowhere"}, "model 'nowhere' is no folder"),
+        (
+            {"model": "models/minilm"},
+            "is no folder: fetch it with adarankgrad fetch-model minilm --output models/minilm.",
+        ),
+        ({"model": "owner/name"}, "is no folder here, and the hub cannot be asked for it"),
         ({"data": "nothing.csv"}, "'nothing.csv' does not exist"),
         ({"epochs": 1}, "give --steps or --epochs, one of them"),
         ({"steps": None}, "give --steps or --epochs, one of them"),
@@ -125,6 +132,22 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
 )
 def test_settings_that_cannot_be_met_are_refused(changes, expected, refused):
     assert expected in refused(**changes)
+
+
+def test_a_model_that_is_not_there_is_told_before_torch_is_imported(tmp_path, inputs):
+    flags = flags_for(tmp_path, inputs, model=inputs / "brt")
+    script = (
+        "import sys\n"
+        "from adarankgrad.cli import main\n"
+        "try:\n    main.main(sys.argv[1:])\n"
+        "finally:\n    print('torch' in sys.modules)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "finetune", *flags], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (2, "False\n")
+    said = f"model '{inputs / 'brt'}' is no folder: did you mean {inputs / 'bert'}?"
+    assert ended.stderr == f"adarankgrad: error: {said}\n"
 
 
 NUMBERS = [("a lovely film", 0.5), ("a dull film", 1.5)] * 6

@@ -96,6 +96,7 @@ def test_a_dataset_of_the_hub_gives_the_names_of_its_classes(monkeypatch):
         return datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("adarankgrad.finetune.table.ask_for_dataset", lambda name: True)
     table = read_table("owner/films:small", split="validation")
     assert asked == [("owner/films", "small", "validation")]
     assert table.rows == [{"text": "a", "label": "yes"}, {"text": "b", "label": None}]

@@ -185,6 +185,21 @@ def test_an_adapter_without_base_model_or_tokenizer_is_refused(adapter):
         write(adapter)
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("models/smollm2", "no folder here: fetch it with adarankgrad fetch-model smollm2"),
+        ("owner/name", "model 'owner/name' is no folder here, and the hub cannot be asked"),
+    ],
+)
+def test_an_adapter_whose_base_model_is_away_is_refused_at_once(base, said, adapter, model_folder):
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(adapter)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(UserError, match=said):
+        write(adapter)
+
+
 def test_an_adapter_of_a_model_of_another_shape_is_refused(adapter, copied):
     LlamaForCausalLM(
         LlamaConfig.from_pretrained(copied, hidden_size=16, intermediate_size=48)
@@ -243,7 +258,8 @@ def test_code_of_a_folder_is_run_with_permission(own_code, model_folder, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--model", "absent"), "there is no folder absent"),
+        (("--model", "absent"), "there is no folder absent: name that of a model"),
+        (("--model", "models/smollm2"), "fetch it with adarankgrad fetch-model smollm2"),
         (("--model", "empty"), "empty holds no model, neither config.json nor"),
         (("--prompt", ""), "the prompt is empty"),
         (("--chat",), "has no chat template: leave --chat out"),

@@ -114,6 +114,8 @@ def _summary(optimizer: str, steps: list[int], adaptive: bool) -> dict:
         "peak_bytes": 812_000_000,
         "peak_bytes_source": "process resident set",
         "mean_rank": _mean_rank(steps[-1]) if adaptive else None,
+        "training_flops": None,
+        "skipped_steps": 0 if adaptive else None,
         "tokens_per_second": 9000.0,
         "optimizer_s": 3.2,
         "elapsed_s": steps[-1] * 0.2,

@@ -76,10 +76,10 @@ def texts_of(html, tag):
 
 
 def test_a_failing_plot_is_named_and_keeps_neither_page_nor_other_plots_away(make, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise ValueError("nothing to <draw>")
 
-    monkeypatch.setattr(plots, "loss_figure", fail)
+    monkeypatch.setattr(plots, "validation_figure", fail)
     plan = make()
     write_results(plan)
     assert "ValueError: nothing to &lt;draw&gt;" in page_of(plan)

@@ -107,6 +107,18 @@ def test_the_memory_figure_shows_adamw_state_beside_the_run_and_adds_up_to_the_p
     assert "process resident set" in lower.get_title("left")
 
 
+def test_the_memory_of_a_run_that_projects_nothing_is_not_divided_unless_it_is_beside_another(
+    tmp_path,
+):
+    run = load_run(write_fake_run(tmp_path / "run", "adamw"))
+    alone = memory_figure({"AdamW": run}, "").axes[0]
+    assert [label.get_text() for label in alone.get_yticklabels()] == ["AdamW"]
+    labels = [bar.get_label() for bar in alone.containers]
+    assert labels == ["weights", "gradients", "optimizer state"]
+    beside = memory_figure({"AdamW": run, "again": run}, "").axes[0]
+    assert "state of projected weights" in [bar.get_label() for bar in beside.containers]
+
+
 def test_a_peak_smaller_than_its_parts_leaves_no_negative_rest(tmp_path):
     run = load_run(write_fake_run(tmp_path / "run", peak_bytes=1000))
     widths = [bar.get_width() for bar in memory_figure({"a": run}, "").axes[1].patches]

@@ -11,6 +11,7 @@ from fake_run import write_fake_run
 from rich.console import Console
 
 from adarankgrad.train.comparison import _caption, comparison_table, write_comparison
+from adarankgrad.train.display import summary_table
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.record import load_run
 from adarankgrad.train.report import _opening, write_report
@@ -119,6 +120,37 @@ def test_a_report_of_adamw_leaves_ranks_out(tmp_path):
     page = Page(write_report(write_fake_run(tmp_path / "run", "adamw")).read_text("utf-8"))
     assert len(page.references) == 4
     assert "Mean rank" not in page.text and "Layers at the end" not in page.text
+    assert "of projected weights" not in page.text and "of every weight" in page.text
+
+
+def state_rows(run_dir):
+    table = summary_table(json.loads((run_dir / "summary.json").read_text()))
+    names, values = (list(column.cells) for column in table.columns)
+    start, end = (
+        names.index("skipped steps") + 1,
+        next(i for i, n in enumerate(names) if "peak" in n),
+    )
+    return dict(zip(names[start:end], values[start:end], strict=True))
+
+
+def test_only_a_run_that_projects_says_what_its_projected_weights_hold(tmp_path):
+    projects = state_rows(write_fake_run(tmp_path / "adarankgrad"))
+    assert projects == {
+        "optimizer state": "8.83 MiB",
+        "  of projected weights": "840 KiB",
+        "  as a share of AdamW's": "13.7 %",
+        "mean rank": projects["mean rank"],
+    }
+    adamw = write_fake_run(tmp_path / "adamw", "adamw")
+    assert state_rows(adamw) == {"optimizer state": "14.0 MiB"}
+
+
+def test_a_run_that_trains_few_weights_says_how_many(tmp_path):
+    numbers = {"trainable_parameters": 340_000, "base_parameters": 22_700_000}
+    run_dir = write_fake_run(tmp_path / "run", "adamw", **numbers)
+    assert state_rows(run_dir)["trained weights"] == "340 k (1.5 %)"
+    text = Page(write_report(run_dir).read_text("utf-8")).text
+    assert "of 340 k trained weights, 1.5 % of the model's" in text
 
 
 def test_a_report_tells_of_skipped_steps_where_there_were_some(tmp_path):

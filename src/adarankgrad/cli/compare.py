@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
-from adarankgrad.compare.plan import OF_THE_CELL
-from adarankgrad.train.config import FIELDS, TrainConfig
+from adarankgrad.finetune.config import FinetuneConfig
+from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.values import read_toml_table
 
-_SHARED = [name for name in FIELDS if name not in (*OF_THE_CELL, "optimizer_args")]
+_NOT_SHARED = {
+    *("output", "optimizer", "optimizer_args", "lr", "plain_lr", "seed", "method", "adapter")
+}
 _LISTS = {
-    "optimizers": (str, "Names, dotted paths such as torch.optim.Muon, or tables of --config."),
+    "optimizers": (
+        str,
+        "Names, dotted paths such as torch.optim.Muon, or tables of --config; with --task also "
+        "adapters: lora, prilora, sora, sara.",
+    ),
     "lrs": (float, "Learning rates to try for each method. Default: the one of training."),
     "plain_lrs": (float, "The same for embeddings, head and norms; every pair is tried."),
     "seeds": (int, "Rates are chosen on the first, and used on all.  [default: 0]"),
 }
+
+
+def _setting_options() -> Iterator[inspect.Parameter]:
+    """Make a flag of each setting that runs may share; those of one kind of runs stand apart."""
+    training, tuning = TrainConfig.settings(), FinetuneConfig.settings()
+    for name, spec in {**tuning, **training}.items():
+        if name in _NOT_SHARED:
+            continue
+        panel = None
+        if name not in training:
+            panel = "With --task only"
+        elif name not in tuning:
+            panel = "Without --task only"
+        yield option_for(spec, panel=panel)
 
 
 def _list_option(name: str) -> inspect.Parameter:
@@ -37,7 +58,7 @@ _PARAMETERS = [
         Annotated[Path | None, typer.Option(help="Folder of the comparison.", show_default=False)],
     ),
     *(_list_option(name) for name in _LISTS),
-    *(option_for(FIELDS[name]) for name in _SHARED),
+    *_setting_options(),
     config_option("TOML file of settings, and a table [methods.NAME] each."),
     option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),
     flag("resume", "Continue the comparison in --output; finished runs are reused."),
@@ -47,6 +68,9 @@ _PARAMETERS = [
 
 def compare(**options: Any) -> None:
     """Train the same model with several optimizers and compare loss, memory and speed.
+
+    With --task, fine-tune a pretrained model with several optimizers and adapters and compare them
+    by the task's metric.
 
     Example: adarankgrad compare --data corpus/ --optimizers adamw,galore,fira,adarankgrad
     --lrs 1e-3,2e-3,4e-3 --seeds 0,1,2 --output comparisons/first
@@ -66,7 +90,7 @@ def compare(**options: Any) -> None:
     settings = read_toml_table(config) if config is not None else {}
     given = {name: value for name, value in options.items() if value is not None}
     lists = {name: _parse_list(name, given.pop(name)) for name in _LISTS if name in given}
-    settings |= lists | parse_flags(given, TrainConfig)
+    settings |= lists | _parse_settings(given)
     plan = plan_to_resume(output, settings) if resume else make_plan(output, settings)
 
     console = Console(stderr=True)
@@ -83,6 +107,13 @@ def compare(**options: Any) -> None:
 
 compare.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
 compare.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
+
+
+def _parse_settings(given: dict[str, str]) -> dict[str, Any]:
+    """Read flags of either kind of runs; the plan refuses those of the other."""
+    of_training = {name: text for name, text in given.items() if name in TrainConfig.settings()}
+    others = {name: text for name, text in given.items() if name not in of_training}
+    return parse_flags(of_training, TrainConfig) | parse_flags(others, FinetuneConfig)
 
 
 def _parse_list(name: str, text: str) -> list[Any]:

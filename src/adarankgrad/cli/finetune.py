@@ -8,6 +8,7 @@ from typing import Any
 from adarankgrad.cli.options import option_for
 from adarankgrad.cli.runs import RUN_PARAMETERS, read_request
 from adarankgrad.finetune.config import FinetuneConfig
+from adarankgrad.finetune.inputs import check_inputs
 
 _PARAMETERS = [
     *(option_for(spec) for spec in FinetuneConfig.settings().values()),
@@ -22,6 +23,7 @@ def finetune(**options: Any) -> None:
     --validation dev.tsv --epochs 1 --output runs/sst2
     """
     request = read_request(options, FinetuneConfig)
+    check_inputs(request.config, resume=request.resume)
 
     from adarankgrad.finetune.run import finetune as run_finetuning
 

@@ -43,7 +43,6 @@ def generate(
 
     Example: adarankgrad generate --model models/smollm2 --chat --prompt "What is a lathe?"
     """
-    from adarankgrad.generate.generate import generate_text
     from adarankgrad.generate.request import GenerateRequest
 
     request = GenerateRequest(
@@ -57,6 +56,10 @@ def generate(
         device,
         trust_remote_code,
     )
+    request.check()
+
+    from adarankgrad.generate.generate import generate_text
+
     result = generate_text(request)
     print(json.dumps(result) if as_json else result["text"])
 

@@ -23,11 +23,19 @@ _METAVARS = {
 }
 
 
-def option_for(spec: Field[Any], short_flag: str | None = None) -> inspect.Parameter:
-    """Make the flag of one setting, and another spelling of it if one is given."""
+def option_for(
+    spec: Field[Any], short_flag: str | None = None, panel: str | None = None
+) -> inspect.Parameter:
+    """Make the flag of one setting.
+
+    Args:
+        spec: The setting.
+        short_flag: Another spelling of the flag.
+        panel: Heading of the part of the help it stands in.
+    """
     kind = spec.metadata["kind"]
     if kind == "bool":
-        return _switch_for(spec)
+        return _switch_for(spec, panel)
     default = (
         ""
         if spec.default in (None, "") or not isinstance(spec.default, str | int | float)
@@ -39,15 +47,19 @@ def option_for(spec: Field[Any], short_flag: str | None = None) -> inspect.Param
         help=spec.metadata["help"] + default,
         show_default=False,
         metavar=_METAVARS[kind],
+        rich_help_panel=panel,
     )
     return option(spec.name, Annotated[str | None, declaration])
 
 
-def _switch_for(spec: Field[Any]) -> inspect.Parameter:
+def _switch_for(spec: Field[Any], panel: str | None) -> inspect.Parameter:
     """Make the pair of switches of a setting that is true or false."""
     word = spec.name.replace("_", "-")
     declaration = typer.Option(
-        f"--{word}/--no-{word}", help=spec.metadata["help"], show_default=False
+        f"--{word}/--no-{word}",
+        help=spec.metadata["help"],
+        show_default=False,
+        rich_help_panel=panel,
     )
     return option(spec.name, Annotated[bool | None, declaration])
 

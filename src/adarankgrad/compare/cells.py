@@ -8,16 +8,17 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adarankgrad.compare.metric import metrics_of
 from adarankgrad.compare.plan import Cell, Plan, rate_text
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.child import STOP_SIGNALS, ChildPool, Job
-from adarankgrad.train.config import FIELDS, TABLES, TrainConfig
 from adarankgrad.train.files import find_fault, write_atomic
 from adarankgrad.train.folder import SUMMARY_NAME
+from adarankgrad.train.run_config import RunConfig
 from adarankgrad.train.values import format_arguments
 
 _DIVERGED = 3
@@ -32,12 +33,12 @@ class Outcome:
 
     Attributes:
         status: ``done``, ``diverged``, ``failed``, or ``missing`` where it was never run.
-        val_loss: Validation loss at the end, where it is done.
+        metrics: Of validation, by name, where it is done; ``loss`` is one of them.
         message: What the run said, where it is not.
     """
 
     status: str
-    val_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     message: str = ""
 
 
@@ -45,9 +46,11 @@ def outcome_of(plan: Plan, cell: Cell) -> Outcome:
     """Read from the comparison's folder how a cell ended."""
     summary = _read(plan.run_dir(cell) / SUMMARY_NAME)
     if summary is not None:
-        return Outcome("done", summary["val_loss"])
+        return Outcome("done", metrics_of(summary))
     failure = _read(_beside(plan, cell, ".failure.json"))
-    return Outcome("missing") if failure is None else Outcome(**failure)
+    if failure is None:
+        return Outcome("missing")
+    return Outcome(failure["status"], message=failure["message"])
 
 
 class CellRunner:
@@ -114,7 +117,7 @@ class CellRunner:
 
     def _command(self, cell: Cell) -> list[str]:
         run_dir = self._plan.run_dir(cell)
-        program = [sys.executable, "-m", "adarankgrad", "train"]
+        program = [sys.executable, "-m", "adarankgrad", self._plan.kind.config_class.command]
         was_stopped = outcome_of(self._plan, cell).status == "missing"
         if was_stopped and any(find_fault(c.path) is None for c in list_checkpoints(run_dir)):
             return [*program, "--resume", "--output", str(run_dir)]
@@ -130,9 +133,9 @@ class CellRunner:
             self._tried.add(cell.name)
         else:
             status = "diverged" if exit_code == _DIVERGED else "failed"
-            outcome = Outcome(status, None, self._last_words(cell, exit_code))
+            failure = {"status": status, "message": self._last_words(cell, exit_code)}
             path = _beside(self._plan, cell, ".failure.json")
-            write_atomic(path, json.dumps(asdict(outcome)) + "\n")
+            write_atomic(path, json.dumps(failure) + "\n")
 
     def _last_words(self, cell: Cell, exit_code: int) -> str:
         lines = self._log(cell).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -147,7 +150,8 @@ class CellRunner:
     def _in_words(self, cell: Cell) -> str:
         outcome = outcome_of(self._plan, cell)
         if outcome.status == "done":
-            return f"validation loss {outcome.val_loss:.4f}"
+            metric = self._plan.metric
+            return f"validation {metric.word} {outcome.metrics[metric.name]:.4f}"
         return f"{outcome.status} ({outcome.message})" if outcome.message else "stopped"
 
     def _log(self, cell: Cell) -> Path:
@@ -161,12 +165,13 @@ def describe_cell(cell: Cell) -> str:
     return ", ".join([cell.method.label, *rates, f"seed {cell.seed}"])
 
 
-def flags_of(config: TrainConfig, leave_out: Container[str] = ()) -> list[str]:
-    """Return the flags of ``adarankgrad train`` that make a config, but for some settings."""
+def flags_of(config: RunConfig, leave_out: Container[str] = ()) -> list[str]:
+    """Return the flags of a config's command that make it, but for some settings."""
     flags = []
-    for name, spec in FIELDS.items():
+    tables = config.tables()
+    for name, spec in config.settings().items():
         value = getattr(config, name)
-        if name in TABLES:
+        if name in tables:
             value = format_arguments(value) or None
         if value is not None and value != spec.default and name not in leave_out:
             flags.append(f"--{name.replace('_', '-')}")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from adarankgrad.compare.labels import LabelledPoint, label_apart
+from adarankgrad.compare.metric import NATS_PER_TOKEN, Metric
 from adarankgrad.compare.results import MethodResult
 from adarankgrad.train.figure_style import (
     LIGHT,
@@ -37,7 +39,9 @@ _REASON_NAMES = {
     "energy": "energy lost",
 }
 _SHOWN_FROM = 0.15
-"""Share of a run after which its validation loss is drawn: the fall before it hides the rest."""
+"""Share of a run after which its validation is drawn: the fall before it hides the rest."""
+_LOG_FROM = 10
+"""Quotient of the largest and the smallest state from which their axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -46,52 +50,84 @@ class TradeOff:
 
     Attributes:
         label: Its name.
-        state_share: State of the projected weights, as a share of AdamW's.
-        losses: Final validation losses over the seeds, nats a token.
+        state: Of the projected weights, as a share of AdamW's; or of all weights, in bytes.
+        scores: What it is judged by, over the seeds.
         colour: Of its point.
     """
 
     label: str
-    state_share: float
-    losses: list[float]
+    state: float
+    scores: list[float]
     colour: str
 
     @property
     def mean(self) -> float:
-        """Mean loss over the seeds."""
-        return statistics.fmean(self.losses)
+        """Mean score over the seeds."""
+        return statistics.fmean(self.scores)
 
 
-def loss_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
-    """Draw validation loss over tokens: the mean over seeds, in a band from lowest to highest."""
+def validation_figure(
+    results: list[MethodResult],
+    caption: str,
+    theme: Theme = LIGHT,
+    *,
+    metric: Metric = NATS_PER_TOKEN,
+) -> Figure:
+    """Draw a metric over tokens: the mean over seeds, in a band from lowest to highest."""
     figure = new_figure(4.8, theme)
     axes = figure.add_subplot()
-    style_axes(axes, theme, title="Validation loss, mean and range over seeds")
+    style_axes(axes, theme, title=f"{metric.title}, mean and range over seeds")
     for result, colour in _with_colours(results):
-        tokens, losses = _validation_curves(result)
+        tokens, values = _validation_curves(result, metric)
         shown = [i for i, count in enumerate(tokens) if count >= _SHOWN_FROM * tokens[-1]]
         at = [tokens[i] for i in shown]
-        curves = np.array([[losses[run][i] for i in shown] for run in range(len(losses))])
+        curves = np.array([[values[run][i] for i in shown] for run in range(len(values))])
         axes.fill_between(
             at, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.16, linewidth=0
         )
-        axes.plot(at, curves.mean(axis=0), color=colour, linewidth=1.8, label=result.method.label)
-    axes.set_ylabel("validation loss (nats per token)")
+        axes.plot(
+            at,
+            curves.mean(axis=0),
+            "o-" if len(at) == 1 else "-",  # a line through one point is not seen
+            color=colour,
+            linewidth=1.8,
+            label=result.method.label,
+        )
+    axes.set_ylabel(metric.axis)
     use_count_axis(axes, "training tokens")
     add_legend(axes, theme)
     add_caption(figure, caption, theme)
     return figure
 
 
-def trade_off_figure(points: list[TradeOff], caption: str, theme: Theme = LIGHT) -> Figure:
-    """Draw final loss over the state of projected weights; bars reach from seed to seed."""
+def trade_off_figure(
+    points: list[TradeOff],
+    caption: str,
+    theme: Theme = LIGHT,
+    *,
+    metric: Metric = NATS_PER_TOKEN,
+    in_bytes: bool = False,
+) -> Figure:
+    """Draw final scores over the optimizer's state; bars reach from seed to seed.
+
+    Args:
+        points: One a method.
+        caption: Below the figure.
+        theme: Light or dark.
+        metric: What scores are.
+        in_bytes: States are bytes of all weights, else shares of AdamW's of projected ones.
+    """
     figure = new_figure(4.8, theme)
     axes = figure.add_subplot()
-    style_axes(axes, theme, title="Validation loss over optimizer memory")
-    for point in points:
-        low, high = point.mean - min(point.losses), max(point.losses) - point.mean
+    style_axes(axes, theme, title=f"{metric.title} over optimizer memory")
+    states = [point.state / 2**20 if in_bytes else 100 * point.state for point in points]
+    if in_bytes and min(states) * _LOG_FROM < max(states) and min(states) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for state, point in zip(states, points, strict=True):
+        low, high = point.mean - min(point.scores), max(point.scores) - point.mean
         axes.errorbar(
-            100 * point.state_share,
+            state,
             point.mean,
             yerr=[[low], [high]],
             fmt="o",
@@ -99,57 +135,64 @@ def trade_off_figure(points: list[TradeOff], caption: str, theme: Theme = LIGHT)
             markersize=7,
             capsize=3,
         )
-    axes.set_xlabel("state of projected weights at the end, per cent of AdamW's")
-    axes.set_ylabel("validation loss (nats per token)")
+    share = "state of projected weights at the end, per cent of AdamW's"
+    axes.set_xlabel("optimizer state at the end (MiB)" if in_bytes else share)
+    axes.set_ylabel(metric.axis)
     axes.margins(x=0.12, y=0.1)
     add_caption(figure, caption, theme)
     figure.draw_without_rendering()
     label_apart(
         axes,
         [
-            LabelledPoint(p.label, 100 * p.state_share, p.mean, min(p.losses), max(p.losses))
-            for p in points
+            LabelledPoint(p.label, state, p.mean, min(p.scores), max(p.scores))
+            for state, p in zip(states, points, strict=True)
         ],
         theme,
     )
     return figure
 
 
-def trade_offs(results: list[MethodResult]) -> list[TradeOff]:
+def trade_offs(results: list[MethodResult], *, in_bytes: bool = False) -> list[TradeOff]:
     """The points of `trade_off_figure`, of methods whose state is known."""
     return [
-        TradeOff(result.method.label, share, result.losses, colour)
+        TradeOff(result.method.label, state, result.scores, colour)
         for result, colour in _with_colours(results)
-        if (share := _state_share(result)) is not None
+        if (state := result.mean("state_bytes") if in_bytes else _state_share(result)) is not None
     ]
 
 
-def rates_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
-    """Draw the first seed's loss over the learning rate, at the best plain rate of each."""
+def rates_figure(
+    results: list[MethodResult],
+    caption: str,
+    theme: Theme = LIGHT,
+    *,
+    metric: Metric = NATS_PER_TOKEN,
+) -> Figure:
+    """Draw the first seed's score over the learning rate, at the best plain rate of each."""
     figure = new_figure(4.8, theme)
     axes = figure.add_subplot()
-    style_axes(axes, theme, title="Validation loss over learning rate")
+    style_axes(axes, theme, title=f"{metric.title} over learning rate")
     for result, colour in _with_colours(results):
-        losses = _losses_by_rate(result)
-        rates = sorted(losses)
+        best = _best_by_rate(result, metric)
+        rates = sorted(best)
         axes.plot(
             rates,
-            [losses[rate] for rate in rates],
+            [best[rate] for rate in rates],
             "o-",
             color=colour,
             markersize=4.5,
             linewidth=1.5,
             label=result.method.label,
         )
-        if result.chosen is not None and result.chosen.lr in losses:
-            at = (result.chosen.lr, losses[result.chosen.lr])
+        if result.chosen is not None and result.chosen.lr in best:
+            at = (result.chosen.lr, best[result.chosen.lr])
             axes.plot(*at, "o", color=colour, markersize=11, fillstyle="none")
-    tried = sorted({rate for result in results for rate in _losses_by_rate(result)})
+    tried = sorted({rate for result in results for rate in _best_by_rate(result, metric)})
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_ylabel(metric.axis)
     add_common_legend(figure, theme, ncols=3)
     add_caption(figure, caption, theme)
     return figure
@@ -157,17 +200,18 @@ def rates_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT
 
 def has_rates(results: list[MethodResult]) -> bool:
     """Tell whether any method was trained to the end at several learning rates."""
-    return any(len(_losses_by_rate(result)) > 1 for result in results)
+    return any(len(_best_by_rate(result, result.metric)) > 1 for result in results)
 
 
-def _losses_by_rate(result: MethodResult) -> dict[float, float]:
-    """Return the lowest loss at each learning rate, over the plain rates tried with it."""
-    lowest: dict[float, float] = {}
+def _best_by_rate(result: MethodResult, metric: Metric) -> dict[float, float]:
+    """Return the best score at each learning rate, over the plain rates tried with it."""
+    best: dict[float, float] = {}
+    better = max if metric.is_higher_better else min
     for entry in result.grid:
-        rate, loss = entry["lr"], entry["val_loss"]
-        if rate is not None and loss is not None:
-            lowest[rate] = min(loss, lowest.get(rate, loss))
-    return lowest
+        rate, score = entry["lr"], entry["metrics"].get(metric.name)
+        if rate is not None and score is not None:
+            best[rate] = better(score, best.get(rate, score))
+    return best
 
 
 def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
@@ -206,11 +250,13 @@ def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]
     return list(zip(finished, distinct_colours(methods), strict=True))
 
 
-def _validation_curves(result: MethodResult) -> tuple[list[float], list[list[float]]]:
+def _validation_curves(
+    result: MethodResult, metric: Metric
+) -> tuple[list[float], list[list[float]]]:
     curves = [run.evals for run in result.runs.values()]
     common = min(len(rows) for rows in curves)
     tokens = [row["tokens"] for row in curves[0][:common]]
-    return tokens, [[row["val_loss"] for row in rows[:common]] for rows in curves]
+    return tokens, [[metric.at(row) for row in rows[:common]] for rows in curves]
 
 
 def _state_share(result: MethodResult) -> float | None:

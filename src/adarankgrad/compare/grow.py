@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adarankgrad.compare.kinds import Kind, kind_of
 from adarankgrad.compare.plan import (
     RATES,
     Method,
@@ -15,7 +16,6 @@ from adarankgrad.compare.plan import (
     make_plan,
     tables_of,
 )
-from adarankgrad.train.config import FIELDS
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.record import method_name
 from adarankgrad.train.settings import effective_setting, is_same_setting
@@ -36,6 +36,7 @@ def plan_to_resume(output: Path, given: dict[str, Any]) -> Plan:
         UserError: The folder holds no comparison, or finished runs depend on what would change.
     """
     saved = load_plan(output)
+    _check_same_kind(output, saved.kind, kind_of({**saved.shared, **given}))
     tables = {method.label: _table(method, given) for method in saved.methods}
     new_tables = tables_of(given.get("methods", {}))
     tables |= new_tables
@@ -74,24 +75,33 @@ def check_same_settings(saved: Plan, plan: Plan) -> None:
     Raises:
         UserError: Naming what is not.
     """
+    _check_same_kind(plan.output, saved.kind, plan.kind)
+    specs = plan.kind.fields
     for name in sorted({*saved.shared, *plan.shared}):
         then, now = saved.shared.get(name), plan.shared.get(name)
-        if not is_same_setting(FIELDS[name], now, then):
+        if not is_same_setting(specs[name], now, then):
+            then, now = (effective_setting(specs[name], value) for value in (then, now))
             raise UserError(
-                f"{plan.output} holds another comparison, with {name} = {_shown(name, then)} "
-                f"instead of {_shown(name, now)}: name another --output."
+                f"{plan.output} holds another comparison, with {name} = {then!r} instead of "
+                f"{now!r}: name another --output."
             )
     known = {method.label: method.settings for method in saved.methods}
     for method in plan.methods:
         before = known.get(method.label, method.settings)
         names = {*before, *method.settings}
-        if any(
-            not is_same_setting(FIELDS[n], method.settings.get(n), before.get(n)) for n in names
-        ):
+        if any(not is_same_setting(specs[n], method.settings.get(n), before.get(n)) for n in names):
             raise UserError(
                 f"{plan.output} holds a comparison whose {method.label} has the settings "
                 f"{before}: give the new one another label, or name another --output."
             )
+
+
+def _check_same_kind(output: Path, saved: Kind, kind: Kind) -> None:
+    if type(saved) is not type(kind):
+        raise UserError(
+            f"{output} holds a comparison of runs of {saved.config_class.command}, not "
+            f"{kind.config_class.command}: name another --output."
+        )
 
 
 def _table(method: Method, given: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +130,3 @@ def _with_rates(saved: Plan, method: Method, other: Method) -> Method:
 
 def _union(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[float, ...]:
     return old if set(new) <= set(old) else tuple(sorted({*old, *new}))
-
-
-def _shown(name: str, value: Any) -> str:
-    return repr(effective_setting(FIELDS[name], value))

@@ -10,28 +10,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adarankgrad.train.config import FIELDS, TrainConfig
-from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.compare.kinds import Kind, kind_of
+from adarankgrad.compare.metric import Metric
+from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.record import method_name
-from adarankgrad.train.run_config import with_tables
+from adarankgrad.train.run_config import RunConfig, with_tables
 
 PLAN_NAME = "comparison.json"
 TOKENIZER_FOLDER = "tokenizer"
 CELLS_FOLDER = "cells"
 RATES = ("lrs", "plain_lrs")
 _KIND = "adarankgrad comparison"
-OF_THE_CELL = ("output", "optimizer", "lr", "plain_lr", "seed")
-"""Settings of a training run that the comparison decides itself."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer with its arguments.
+    """An optimizer with its arguments, or an adapter with its settings.
 
     Attributes:
         label: Its name in the results.
-        settings: Settings of `TrainConfig`; ``optimizer`` is one of them.
+        settings: Settings of a run; ``optimizer`` is one of them, or ``method`` of fine-tuning.
         lrs: Learning rates to try; empty for the one that training would take.
         plain_lrs: The same for weights that no method projects.
     """
@@ -49,7 +48,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a comparison."""
+    """One run of a comparison."""
 
     method: Method
     lr: float | None
@@ -71,7 +70,8 @@ class Plan:
 
     Attributes:
         output: Its folder.
-        shared: Settings of `TrainConfig` that every run shares.
+        shared: Settings that every run shares, of `TrainConfig`, or with a ``task`` of
+            `FinetuneConfig`.
         methods: What to compare; the first one is what the others are compared with.
         seeds: Rates are chosen on the first; every seed gives weights and order of data.
         lrs: Learning rates of methods that name none of their own.
@@ -84,6 +84,16 @@ class Plan:
     seeds: tuple[int, ...]
     lrs: tuple[float, ...] = ()
     plain_lrs: tuple[float, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of runs are compared."""
+        return kind_of(self.shared)
+
+    @property
+    def metric(self) -> Metric:
+        """What runs are judged by."""
+        return self.kind.metric
 
     def check(self) -> None:
         """See that the plan makes sense by itself, before looking at data or folders.
@@ -120,7 +130,7 @@ class Plan:
             for lr, plain_lr in method.rates:
                 yield Cell(method, lr, plain_lr, self.seeds[0])
 
-    def config(self, cell: Cell) -> TrainConfig:
+    def config(self, cell: Cell) -> RunConfig:
         """Return the settings of one run.
 
         Raises:
@@ -137,7 +147,7 @@ class Plan:
         if settings.get("tokenizer") is None and self.tokenizer_dir.is_dir():
             settings["tokenizer"] = str(self.tokenizer_dir)
         try:
-            return TrainConfig.from_settings(settings)
+            return self.kind.config_class.from_settings(settings)
         except UserError as error:
             raise UserError(f"{cell.method.label}: {error}") from error
 
@@ -167,10 +177,11 @@ def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
 
     Args:
         output: Folder of the comparison.
-        settings: Settings of `TrainConfig` that all runs share; ``optimizers`` (names, dotted
-            paths, or labels of ``methods``; default: all of ``methods``), ``seeds``, ``lrs``,
-            ``plain_lrs``; and ``methods``: label to a table of settings, of which ``optimizer``
-            names the optimizer and ``lrs`` and ``plain_lrs`` replace those of all.
+        settings: Settings that all runs share, of `TrainConfig` or, with a ``task``, of
+            `FinetuneConfig`; ``optimizers`` (names, dotted paths, or labels of ``methods``;
+            default: all of ``methods``), ``seeds``, ``lrs``, ``plain_lrs``; and ``methods``: label
+            to a table of settings, of which ``optimizer`` names the optimizer (or ``method`` an
+            adapter of fine-tuning) and ``lrs`` and ``plain_lrs`` replace those of all.
 
     Raises:
         UserError: A name is unknown or a value makes no sense.
@@ -180,15 +191,12 @@ def make_plan(output: Path, settings: dict[str, Any]) -> Plan:
     names = settings.pop("optimizers", list(tables))
     seeds = settings.pop("seeds", [0])
     grid = {key: tuple(list_of(settings.pop(key, []), float, key)) for key in RATES}
-    for name in settings:
-        if name in OF_THE_CELL:
-            raise UserError(f"{name} is decided by the comparison: {_INSTEAD[name]}.")
-        if name not in FIELDS:
-            raise unknown_name("setting", name, sorted(_OF_ALL))
+    kind = kind_of(settings)
+    kind.check_shared(settings)
     methods = [
-        _from_table(name, tables[name], grid)
+        _from_table(kind, name, tables[name], grid)
         if name in tables
-        else _from_table(method_name(name), {"optimizer": name}, grid)
+        else _from_table(kind, method_name(name), kind.table_of(name), grid)
         for name in list_of(names, str, "optimizers")
     ]
     plan = Plan(output, settings, tuple(methods), tuple(list_of(seeds, int, "seeds")), **grid)
@@ -230,32 +238,15 @@ def load_plan(output: Path) -> Plan:
         ) from error
 
 
-_OF_ALL = {*FIELDS, "optimizers", "methods", "seeds", "lrs", "plain_lrs"} - {*OF_THE_CELL}
-_OF_A_METHOD = {*FIELDS, "optimizer", "lrs", "plain_lrs"} - ({*OF_THE_CELL} - {"optimizer"})
-_INSTEAD = {
-    "output": "leave it to --output",
-    "optimizer": "list --optimizers",
-    "lr": "list --lrs",
-    "plain_lr": "list --plain-lrs",
-    "seed": "list --seeds",
-}
-
-
-def _from_table(label: str, table: dict[str, Any], grid: dict[str, Any]) -> Method:
+def _from_table(kind: Kind, label: str, table: dict[str, Any], grid: dict[str, Any]) -> Method:
     table = dict(table)
+    default = grid if kind.has_plain_rate(table) else {**grid, "plain_lrs": ()}
     rates = {
-        key: tuple(list_of(table.pop(key, grid[key]), float, f"{key} of {label}")) for key in grid
+        key: tuple(list_of(table.pop(key, default[key]), float, f"{key} of {label}"))
+        for key in grid
     }
-    if not isinstance(table.get("optimizer"), str):
-        raise UserError(f'methods.{label} names no optimizer: add optimizer = "adamw" or another.')
-    for name in table:
-        if name in OF_THE_CELL and name != "optimizer":
-            raise UserError(
-                f"{name} of methods.{label} is decided by the comparison: {_INSTEAD[name]}."
-            )
-        if name not in FIELDS:
-            raise unknown_name(f"setting of methods.{label}", name, sorted(_OF_A_METHOD))
-    return Method(label, with_tables(table, TrainConfig), **rates)
+    kind.check_table(label, table)
+    return Method(label, with_tables(table, kind.config_class), **rates)
 
 
 def list_of(values: Any, kind: type, what: str) -> list[Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from matplotlib.figure import Figure
 
 from adarankgrad.compare.figures import (
     has_rates,
     has_refreshes,
-    loss_figure,
     rates_figure,
     refresh_figure,
     trade_off_figure,
     trade_offs,
+    validation_figure,
 )
 from adarankgrad.compare.plan import Cell, Plan
 from adarankgrad.compare.results import MethodResult
@@ -26,24 +27,39 @@ from adarankgrad.train.plots import caption_of
 PLOTS_FOLDER = "plots"
 _RANKS = "ranks_"
 
-TITLES = {
-    "loss": "Loss over tokens",
-    "trade_off": "Loss over memory",
-    "rates": "Loss over learning rate",
-    "refreshes": "Why bases were refreshed",
-}
-NOTES = {
-    "loss": "Each line is the mean over seeds; its band reaches from the lowest to the highest.",
-    "trade_off": (
-        "Down is better, left is less memory. The state is that of the weights that low-rank "
-        "methods project, the same weights for every method; bars reach from seed to seed."
-    ),
-    "rates": (
-        "On the first seed, at the best plain rate of each; rings mark the chosen rates. Where the "
-        "lowest is first or last, a better one may lie outside."
-    ),
-    "refreshes": "Counted on the first seed, from the logged steps.",
-}
+
+def titles(plan: Plan) -> dict[str, str]:
+    """Return the titles of the plots of all methods, in the page's order."""
+    word = plan.metric.word.capitalize()
+    return {
+        "metric": f"{word} over tokens",
+        "loss": "Loss over tokens",
+        "trade_off": f"{word} over memory",
+        "rates": f"{word} over learning rate",
+        "refreshes": "Why bases were refreshed",
+    }
+
+
+def notes(plan: Plan) -> dict[str, str]:
+    """Return what stands beside the plots of all methods."""
+    direction, best = ("Up", "highest") if plan.metric.is_higher_better else ("Down", "lowest")
+    state = (
+        "The state is that of the weights that low-rank methods project, the same weights for "
+        "every method; bars reach from seed to seed."
+        if plan.kind.trains_same_weights
+        else "The state is that of all trained weights; bars reach from seed to seed."
+    )
+    curve = "Each line is the mean over seeds; its band reaches from the lowest to the highest."
+    return {
+        "metric": curve,
+        "loss": curve,
+        "trade_off": f"{direction} is better, left is less memory. {state}",
+        "rates": (
+            "On the first seed, at the best plain rate of each; rings mark the chosen rates. Where "
+            f"the {best} is first or last, a better one may lie outside."
+        ),
+        "refreshes": "Counted on the first seed, from the logged steps.",
+    }
 
 
 def draw_plots(plan: Plan, results: list[MethodResult]) -> tuple[dict[str, str], dict[str, str]]:
@@ -58,6 +74,7 @@ def draw_plots(plan: Plan, results: list[MethodResult]) -> tuple[dict[str, str],
     """
     folder = plan.output / PLOTS_FOLDER
     folder.mkdir(exist_ok=True)
+    alt = notes(plan)
     drawn: dict[str, str] = {}
     faults: dict[str, str] = {}
     for name, (draw, caption) in _plots(plan, results).items():
@@ -67,9 +84,9 @@ def draw_plots(plan: Plan, results: list[MethodResult]) -> tuple[dict[str, str],
             faults[name] = f"{type(error).__name__}: {error}"
             continue
         write_atomic(folder / f"{name}.png", light)
-        drawn[name] = page.image(name, light, dark, NOTES.get(name, name.replace("_", " ")))
+        drawn[name] = page.image(name, light, dark, alt.get(name, name.replace("_", " ")))
     for path in folder.glob("*.png"):
-        if path.stem not in drawn and (path.stem in TITLES or path.stem.startswith(_RANKS)):
+        if path.stem not in drawn and (path.stem in alt or path.stem.startswith(_RANKS)):
             path.unlink()
     return drawn, faults
 
@@ -79,23 +96,26 @@ def _plots(
 ) -> dict[str, tuple[Callable[[Theme], Figure], str]]:
     """Return how to draw what the results have, with captions, by name."""
     caption = _caption(plan, results)
-    plots: dict[str, tuple[Callable[[Theme], Figure], str]] = {}
+    metric, in_bytes = plan.metric, not plan.kind.trains_same_weights
+    draw: dict[str, Callable[[Theme], Figure]] = {}
     if results:
-        plots["loss"] = (lambda theme: loss_figure(results, caption, theme), caption)
-    if points := trade_offs(results):
-        plots["trade_off"] = (lambda theme: trade_off_figure(points, caption, theme), caption)
+        curves = {"loss": plan.kind.loss} | ({} if metric.is_loss else {"metric": metric})
+        for name, shown in curves.items():
+            draw[name] = partial(validation_figure, results, caption, metric=shown)
+    if points := trade_offs(results, in_bytes=in_bytes):
+        draw["trade_off"] = partial(
+            trade_off_figure, points, caption, metric=metric, in_bytes=in_bytes
+        )
     if has_rates(results):
-        plots["rates"] = (lambda theme: rates_figure(results, caption, theme), caption)
+        draw["rates"] = partial(rates_figure, results, caption, metric=metric)
     if has_refreshes(results):
-        plots["refreshes"] = (lambda theme: refresh_figure(results, caption, theme), caption)
+        draw["refreshes"] = partial(refresh_figure, results, caption)
+    plots = {name: (figure, caption) for name, figure in draw.items()}
     for result in results:
         run = result.first_run
         if run is not None and result.has_changing_ranks:
             own = caption_of(run)
-            plots[ranks_name(result)] = (
-                lambda theme, run=run, own=own: ranks_figure(run, own, theme),  # type: ignore[misc]
-                own,
-            )
+            plots[ranks_name(result)] = (partial(ranks_figure, run, own), own)
     return plots
 
 

@@ -15,18 +15,29 @@ from rich.table import Table
 
 from adarankgrad.compare.cells import describe_cell
 from adarankgrad.compare.plan import Cell, Plan
-from adarankgrad.compare.plots import NOTES, TITLES, draw_plots, ranks_name
+from adarankgrad.compare.plots import draw_plots, notes, ranks_name, titles
 from adarankgrad.compare.reproduction import FRESH_FOLDER, comparison_toml
 from adarankgrad.compare.results import RATES, MethodResult, collect, in_words
-from adarankgrad.compare.table import LOSS, row_of, terminal_table
+from adarankgrad.compare.table import row_of, terminal_table
 from adarankgrad.train import page
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import describe_environment
-from adarankgrad.train.units import ABSENT, format_count, format_share
+from adarankgrad.train.units import ABSENT, format_bytes, format_count, format_share
 
 RESULTS_NAME = "results.json"
 REPORT_NAME = "report.html"
 _CONFIG_NAME = "comparison.toml"
+_STATE = {
+    True: (
+        "State is that of the weights that low-rank methods project, at the end of the runs and at "
+        "its highest, with its share of AdamW's; plain state is that of all other weights."
+    ),
+    False: (
+        "Metrics are those of each run's best checkpoint, and state is that of all trained "
+        "weights at the end."
+    ),
+}
+"""How state is compared, where methods train the same weights and where they do not."""
 
 
 def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
@@ -43,6 +54,7 @@ def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
     content = {
         "seeds": list(plan.seeds),
         "settings": plan.shared,
+        "metric": plan.metric.name,
         "methods": [result.as_dict(plan) for result in results],
         "environment": _environment(results, workers),
         "report": str(plan.output / REPORT_NAME),
@@ -52,23 +64,24 @@ def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
     drawn, faults = draw_plots(plan, finished)
     sections = [
         *_result_sections(plan, results),
-        *_plot_sections(results, drawn, faults),
-        _rates_section(results),
+        *_plot_sections(plan, results, drawn, faults),
+        _rates_section(plan, results),
         page.section("Run it again", *_reproduction(plan, content, results)),
     ]
-    html = page.page(_title(results), _opening(plan, results), sections, is_sortable=True)
+    html = page.page(_title(plan, results), _opening(plan, results), sections, is_sortable=True)
     write_atomic(plan.output / REPORT_NAME, html)
     return content
 
 
 def results_table(plan: Plan) -> Table:
     """Return the results as a table narrow enough for a terminal."""
-    return terminal_table(collect(plan))
+    return terminal_table(collect(plan), plan.kind)
 
 
 def _environment(results: list[MethodResult], workers: int) -> dict[str, Any]:
     """Return versions, and what the runs had of the machine."""
-    environment = describe_environment(str(r.method.settings["optimizer"]) for r in results)
+    optimizers = (str(r.method.settings.get("optimizer", "")) for r in results)
+    environment = describe_environment(optimizers)
     machine = {
         "device": sorted({name for r in results for name in r.described("device")}),
         "num_threads": sorted({n for r in results for n in r.described("num_threads")}),
@@ -78,9 +91,9 @@ def _environment(results: list[MethodResult], workers: int) -> dict[str, Any]:
     return environment | machine
 
 
-def _title(results: list[MethodResult]) -> str:
+def _title(plan: Plan, results: list[MethodResult]) -> str:
     if len(results) > 1:
-        return f"{len(results)} optimizers compared"
+        return f"{len(results)} {plan.kind.what} compared"
     return f"{results[0].method.label} at {_count(len(results[0].grid), 'learning rate')}"
 
 
@@ -88,22 +101,29 @@ def _opening(plan: Plan, results: list[MethodResult]) -> str:
     complete = [result for result in results if result.is_complete]
     if not complete:
         return "No method has a result on every seed." if len(plan.seeds) > 1 else "No run ended."
-    best = min(complete, key=lambda result: statistics.fmean(result.losses))
+    best = max(complete, key=lambda result: result.mean_score)
     run = best.first_run
     assert run is not None
-    share = format_share(
-        best.mean("projected_state_bytes"), best.mean("adamw_projected_state_bytes"), 0
-    )
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "one seed, which decides little"
     left_out = len(results) - len(complete)
     without = f", of the methods with a result on every seed ({left_out} without)" * bool(left_out)
     return (
-        f"Lowest validation loss{without}: {best.method.label}, "
-        f"{statistics.fmean(best.losses):.4f}, with {share} of AdamW's state on the projected "
-        f"weights. {format_count(run.info.get('model_parameters'))} parameters, "
+        f"{plan.metric.best_word} validation {plan.metric.word}{without}: {best.method.label}, "
+        f"{statistics.fmean(best.scores):.4f}, with {_memory(plan, best)}. "
+        f"{format_count(run.info.get('model_parameters'))} parameters, "
         f"{format_count(best.mean('tokens'))} tokens a run, {seeds}. At a seed, every method "
         "starts from the same weights and sees the same batches."
     )
+
+
+def _memory(plan: Plan, result: MethodResult) -> str:
+    if plan.kind.trains_same_weights:
+        share = format_share(
+            result.mean("projected_state_bytes"), result.mean("adamw_projected_state_bytes"), 0
+        )
+        return f"{share} of AdamW's state on the projected weights"
+    trained = format_count(result.mean("trainable_parameters"))
+    return f"{trained} weights trained and {format_bytes(result.mean('state_bytes'))} of state"
 
 
 def _count(number: int, what: str) -> str:
@@ -112,7 +132,7 @@ def _count(number: int, what: str) -> str:
 
 def _result_sections(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
     """Yield the table, and what happened where there is no result."""
-    rows = [row_of(result) for result in results]
+    rows = [row_of(result, plan.kind) for result in results]
     headers = list(rows[0])
     sources = {run.summary.get("peak_bytes_source") for r in results for run in r.runs.values()}
     of_process = " Peak memory on a CPU is that of the whole process."
@@ -121,12 +141,14 @@ def _result_sections(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
         "Results",
         page.paragraph(
             "Click a column's title to sort. Numbers are means over the seeds, at the rates chosen "
-            "on the first; ± is the standard deviation. State is that of the weights that low-rank "
-            "methods project, at the end of the runs and at its highest, with its share of "
-            f"AdamW's; plain state is that of all other weights.{of_process}"
+            f"on the first; ± is the standard deviation. {_STATE[plan.kind.trains_same_weights]}"
+            f"{of_process}"
         ),
         page.sortable_table(
-            headers, [list(row.values()) for row in rows], sorted_by=headers.index(LOSS)
+            headers,
+            [list(row.values()) for row in rows],
+            sorted_by=headers.index(plan.metric.title),
+            is_falling=plan.metric.is_higher_better,
         ),
     )
     if trouble := list(_trouble(plan, results)):
@@ -137,7 +159,7 @@ def _trouble(plan: Plan, results: list[MethodResult]) -> Iterator[tuple[str, str
     """Yield each run without a result, and what it said."""
     for result in results:
         for entry in result.grid:
-            if entry["val_loss"] is None:
+            if not entry["metrics"]:
                 cell = Cell(result.method, entry["lr"], entry["plain_lr"], plan.seeds[0])
                 yield describe_cell(cell), in_words(entry["status"], entry["message"])
         for seed, said in result.lost.items():
@@ -146,13 +168,14 @@ def _trouble(plan: Plan, results: list[MethodResult]) -> Iterator[tuple[str, str
 
 
 def _plot_sections(
-    results: list[MethodResult], drawn: dict[str, str], faults: dict[str, str]
+    plan: Plan, results: list[MethodResult], drawn: dict[str, str], faults: dict[str, str]
 ) -> Iterator[str]:
-    common = [name for name in TITLES if name in drawn]
+    title_of, note_of = titles(plan), notes(plan)
+    common = [name for name in title_of if name in drawn]
     for place, name in enumerate(common):
         has_neighbour = place < len(common) // 2 * 2
-        note = page.paragraph(NOTES[name])
-        yield page.section(TITLES[name], note, drawn[name], is_half=has_neighbour)
+        note = page.paragraph(note_of[name])
+        yield page.section(title_of[name], note, drawn[name], is_half=has_neighbour)
     for result in results:
         if (name := ranks_name(result)) in drawn:
             yield page.section(f"Ranks of {result.method.label}", drawn[name])
@@ -160,23 +183,23 @@ def _plot_sections(
         yield page.section("Plots that could not be drawn", page.remarks(faults.items()))
 
 
-def _rates_section(results: list[MethodResult]) -> str:
+def _rates_section(plan: Plan, results: list[MethodResult]) -> str:
     rows = []
     for result in results:
         for entry in result.grid:
             rates = [ABSENT if entry[name] is None else f"{entry[name]:g}" for name in RATES]
-            loss = entry["val_loss"]
+            score = entry["metrics"].get(plan.metric.name)
             is_chosen = result.chosen is not None and all(
                 entry[name] == getattr(result.chosen, name) for name in RATES
             )
-            text = entry["status"] if loss is None else f"{loss:.4f}{' (chosen)' * is_chosen}"
+            text = entry["status"] if score is None else f"{score:.4f}{' (chosen)' * is_chosen}"
             rows.append([result.method.label, *rates, text])
     return page.section(
         "Learning rates tried",
         page.paragraph("On the first seed."),
         page.fold(
             _count(len(rows), "run"),
-            page.table(["Method", "lr", "plain lr", LOSS], rows),
+            page.table(["Method", "lr", "plain lr", plan.metric.title], rows),
             is_open=len(results) == 1,
         ),
     )
@@ -189,9 +212,10 @@ def _reproduction(
     yield page.paragraph(f"All of it, with the lines below saved as {_CONFIG_NAME}:")
     yield page.code_block(shlex.join(command))
     yield page.code_block(comparison_toml(plan))
+    tokenizer = "; a tokenizer that was trained here is read from here"
     yield page.paragraph(
-        "One method, at its chosen rates on the first seed; a tokenizer that was trained here is "
-        "read from here."
+        "One method, at its chosen rates on the first seed"
+        f"{tokenizer * plan.tokenizer_dir.is_dir()}."
     )
     for result, method in zip(results, content["methods"], strict=True):
         if method["command"]:

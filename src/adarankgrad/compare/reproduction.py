@@ -10,7 +10,6 @@ from typing import Any
 
 from adarankgrad.compare.cells import flags_of
 from adarankgrad.compare.plan import Cell, Plan
-from adarankgrad.train.config import TABLES
 from adarankgrad.train.settings import PATH_SETTINGS
 from adarankgrad.train.values import format_arguments, toml_value
 
@@ -21,7 +20,8 @@ def comparison_toml(plan: Plan) -> str:
     """Return a plan as the TOML file that ``adarankgrad compare --config`` reads."""
     shared = dict(plan.shared)
     # Arguments may be text in the table of a method, but not at the top of the file.
-    arguments = {name: shared.pop(name) for name in TABLES if name in shared}
+    tables = plan.kind.config_class.tables()
+    arguments = {name: shared.pop(name) for name in tables if name in shared}
     blocks = [_lines({**shared, "seeds": plan.seeds})]
     for method in plan.methods:
         rates = {"lrs": method.lrs, "plain_lrs": method.plain_lrs}
@@ -31,12 +31,13 @@ def comparison_toml(plan: Plan) -> str:
     return "\n".join(blocks)
 
 
-def train_command(plan: Plan, cell: Cell) -> list[str]:
+def run_command(plan: Plan, cell: Cell) -> list[str]:
     """Return the command that repeats a cell's run, with the tokenizer of the comparison."""
     config = plan.config(cell)
-    paths = {name: _from_anywhere(name, getattr(config, name)) for name in PATH_SETTINGS}
+    names = PATH_SETTINGS & {*config.settings()}
+    paths = {name: _from_anywhere(name, getattr(config, name)) for name in names}
     output = f"{FRESH_FOLDER}/{cell.name}"
-    return ["adarankgrad", "train", *flags_of(replace(config, **paths, output=output))]
+    return ["adarankgrad", config.command, *flags_of(replace(config, **paths, output=output))]
 
 
 def _lines(settings: dict[str, Any]) -> str:
@@ -52,8 +53,16 @@ def _lines(settings: dict[str, Any]) -> str:
 
 
 def _from_anywhere(name: str, value: Any) -> Any:
-    """Return a setting with its path made absolute, if it is one and something is there."""
+    """Return a setting with its paths made absolute, if it names some and something is there."""
     if name not in PATH_SETTINGS or value is None:
         return value
-    path = str(Path(value).expanduser())
-    return os.path.abspath(path) if os.path.exists(path) or glob.glob(path) else value
+    if (whole := _absolute(value)) is not None:
+        return whole
+    parts = [part.strip() for part in str(value).split(",")]
+    return ",".join(_absolute(part) or part for part in parts)
+
+
+def _absolute(path: str) -> str | None:
+    """Return the absolute path of a file, a folder or a glob; None where nothing is there."""
+    path = str(Path(path).expanduser())
+    return os.path.abspath(path) if os.path.exists(path) or glob.glob(path) else None

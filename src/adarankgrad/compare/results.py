@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adarankgrad.compare.cells import outcome_of
+from adarankgrad.compare.metric import NATS_PER_TOKEN, Metric, metrics_of
 from adarankgrad.compare.plan import Cell, Method, Plan
-from adarankgrad.compare.reproduction import train_command
+from adarankgrad.compare.reproduction import run_command
 from adarankgrad.train.record import RunRecord, load_run
+from adarankgrad.train.score import LOSS
 
 RATES = ("lr", "plain_lr")
 AT_EDGE = "at edge"
@@ -23,9 +25,10 @@ class MethodResult:
     Attributes:
         method: What was compared.
         grid: Every rate tried on the first seed, with its outcome.
-        chosen: The cell with the lowest loss of those, or None where none came to its end.
+        chosen: The best cell of those, or None where none came to its end.
         runs: Seed to finished run, at the chosen rates.
         lost: What happened to seeds without a finished run.
+        metric: What is the best.
     """
 
     method: Method
@@ -33,6 +36,7 @@ class MethodResult:
     chosen: Cell | None
     runs: dict[int, RunRecord]
     lost: dict[int, str]
+    metric: Metric = NATS_PER_TOKEN
 
     @property
     def first_run(self) -> RunRecord | None:
@@ -40,9 +44,31 @@ class MethodResult:
         return next(iter(self.runs.values()), None)
 
     @property
+    def metrics(self) -> dict[str, dict[int, float]]:
+        """Every metric that all runs have, by name and seed; empty without runs."""
+        by_seed = {seed: metrics_of(run.summary) for seed, run in self.runs.items()}
+        first = next(iter(by_seed.values()), {})
+        return {
+            name: {seed: found[name] for seed, found in by_seed.items()}
+            for name in first
+            if all(name in found for found in by_seed.values())
+        }
+
+    @property
+    def scores(self) -> list[float]:
+        """What the runs are judged by, over the seeds."""
+        return list(self.metrics.get(self.metric.name, {}).values())
+
+    @property
     def losses(self) -> list[float]:
         """Validation losses over the seeds."""
-        return [run.summary["val_loss"] for run in self.runs.values()]
+        return list(self.metrics.get(LOSS, {}).values())
+
+    @property
+    def mean_score(self) -> list[float]:
+        """What methods with runs are compared by; higher is better."""
+        means = {name: statistics.fmean(found.values()) for name, found in self.metrics.items()}
+        return self.metric.score(means)
 
     def mean(self, key: str) -> float | None:
         """Mean of a number of the summaries over the seeds, None where no run has it."""
@@ -119,7 +145,11 @@ class MethodResult:
         grids = {"lr": self.method.lrs, "plain_lr": self.method.plain_lrs}
         if self.chosen is None:
             return dict.fromkeys(RATES, "")
-        return {name: _doubt(getattr(self.chosen, name), grid) for name, grid in grids.items()}
+        has_rate = {name: rate is not None for name, rate in self.rates.items()}
+        return {
+            name: _doubt(getattr(self.chosen, name), grid) if has_rate[name] else ""
+            for name, grid in grids.items()
+        }
 
     @property
     def is_at_edge(self) -> bool:
@@ -128,7 +158,7 @@ class MethodResult:
 
     def as_dict(self, plan: Plan) -> dict[str, Any]:
         """Return plain numbers, for results.json."""
-        losses = self.losses
+        metrics = {name: _spread(found) for name, found in self.metrics.items()}
         return {
             "label": self.method.label,
             "settings": self.method.settings,
@@ -136,11 +166,10 @@ class MethodResult:
             "is_at_edge_of_grid": self.is_at_edge,
             "doubts": self.doubts,
             "is_complete": self.is_complete,
-            "val_loss": {
-                "mean": statistics.fmean(losses) if losses else None,
-                "standard_deviation": statistics.stdev(losses) if len(losses) > 1 else None,
-                "by_seed": {str(seed): run.summary["val_loss"] for seed, run in self.runs.items()},
-            },
+            "val_loss": metrics.get(LOSS, _spread({})),
+            "metrics": metrics,
+            "trainable_parameters": self.mean("trainable_parameters"),
+            "state_bytes": self.mean("state_bytes"),
             "projected_state_bytes": self.mean("projected_state_bytes"),
             "highest_projected_state_bytes": self.highest_projected_state_bytes,
             "mean_projected_state_bytes": self.mean_projected_state_bytes,
@@ -155,7 +184,7 @@ class MethodResult:
             "mean_rank_last": self.mean_rank(-1),
             "grid": self.grid,
             "lost": {str(seed): message for seed, message in self.lost.items()},
-            "command": train_command(plan, self.chosen) if self.chosen else None,
+            "command": run_command(plan, self.chosen) if self.chosen else None,
             "commits": self.described("commit"),
         }
 
@@ -171,11 +200,11 @@ def in_words(status: str, message: str) -> str:
 
 
 def best_cell(plan: Plan, method: Method) -> Cell | None:
-    """Return the cell with the lowest validation loss on the first seed, if any is done."""
+    """Return the cell that is best on the first seed, if any is done."""
     cells = [Cell(method, lr, plain_lr, plan.seeds[0]) for lr, plain_lr in method.rates]
-    losses = [(outcome_of(plan, cell).val_loss, cell) for cell in cells]
-    done = [(loss, cell) for loss, cell in losses if loss is not None]
-    return min(done, key=lambda entry: entry[0])[1] if done else None
+    found = [(outcome_of(plan, cell).metrics, cell) for cell in cells]
+    done = [(plan.metric.score(metrics), cell) for metrics, cell in found if metrics]
+    return max(done, key=lambda entry: entry[0])[1] if done else None
 
 
 def _collect(plan: Plan, method: Method) -> MethodResult:
@@ -187,13 +216,14 @@ def _collect(plan: Plan, method: Method) -> MethodResult:
                 "lr": lr,
                 "plain_lr": plain_lr,
                 "status": outcome.status,
-                "val_loss": outcome.val_loss,
+                "val_loss": outcome.metrics.get(LOSS),
+                "metrics": outcome.metrics,
                 "message": outcome.message,
             }
         )
     chosen = best_cell(plan, method)
     if chosen is None:
-        return MethodResult(method, grid, None, {}, {})
+        return MethodResult(method, grid, None, {}, {}, plan.metric)
     runs, lost = {}, {}
     for seed in plan.seeds:
         cell = replace(chosen, seed=seed)
@@ -202,7 +232,17 @@ def _collect(plan: Plan, method: Method) -> MethodResult:
             runs[seed] = load_run(plan.run_dir(cell))
         else:
             lost[seed] = in_words(outcome.status, outcome.message)
-    return MethodResult(method, grid, chosen, runs, lost)
+    return MethodResult(method, grid, chosen, runs, lost, plan.metric)
+
+
+def _spread(found: dict[int, float]) -> dict[str, Any]:
+    """Return mean and standard deviation of a metric over seeds, and its value at each."""
+    values = list(found.values())
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "by_seed": {str(seed): value for seed, value in found.items()},
+    }
 
 
 def _doubt(rate: float | None, grid: tuple[float, ...]) -> str:

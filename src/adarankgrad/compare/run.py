@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adarankgrad.compare.cells import CellRunner
 from adarankgrad.compare.grow import grown
+from adarankgrad.compare.kinds import Pretraining
 from adarankgrad.compare.plan import (
     CELLS_FOLDER,
     PLAN_NAME,
@@ -17,6 +18,7 @@ from adarankgrad.compare.plan import (
     load_plan,
 )
 from adarankgrad.compare.results import best_cell
+from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.files import staged_folder
 from adarankgrad.train.lock import LOCK_NAME, locked
@@ -29,10 +31,10 @@ def compare(
     workers: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train every cell of a plan, choose rates, and write the results.
+    """Run every cell of a plan, choose rates, and write the results.
 
-    The rates of each method are chosen on the first seed, by validation loss; the chosen ones are
-    then trained with all other seeds. At a seed, every method starts from the same weights and
+    The rates of each method are chosen on the first seed, by the plan's metric; the chosen ones are
+    then run with all other seeds. At a seed, every method starts from the same weights and
     sees the same batches. A cell that fails or diverges is reported and does not stop the rest.
 
     Args:
@@ -88,7 +90,8 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> None:
     """
     _check_methods(plan)
     plan.save()
-    _prepare_tokenizer(plan, say)
+    if isinstance(plan.kind, Pretraining):
+        _prepare_tokenizer(plan, say)
 
 
 def check_folder(output: Path, *, resume: bool) -> None:
@@ -110,13 +113,11 @@ def check_folder(output: Path, *, resume: bool) -> None:
 
 def _check_methods(plan: Plan) -> None:
     """Find out whether every method could train, before the first one does."""
-    from adarankgrad.train.run import check_request
-
     for method in plan.methods:
         cell = Cell(method, *method.rates[0], plan.seeds[0])
         config = replace(plan.config(cell), output=str(plan.output / CELLS_FOLDER / "check"))
         try:
-            check_request(config)
+            plan.kind.check_request(config)
         except UserError as error:
             raise UserError(f"{method.label}: {error}") from error
 
@@ -127,7 +128,7 @@ def _prepare_tokenizer(plan: Plan, say: Callable[[str], None]) -> None:
     from adarankgrad.train.sources import find_text
     from adarankgrad.train.tokenizer import given_tokenizer, train_tokenizer
 
-    config = plan.config(next(plan.all_possible_cells()))
+    config = cast(TrainConfig, plan.config(next(plan.all_possible_cells())))
     if given_tokenizer(config) is not None:
         return
     say("training a tokenizer")

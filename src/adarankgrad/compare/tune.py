@@ -10,10 +10,12 @@ from typing import Any
 
 from adarankgrad.compare.cells import CellRunner, flags_of, outcome_of
 from adarankgrad.compare.grow import check_same_settings
+from adarankgrad.compare.kinds import Pretraining
 from adarankgrad.compare.plan import Cell, Plan, load_plan, rate_text
 from adarankgrad.compare.run import check_folder, prepare
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.lock import locked
+from adarankgrad.train.score import LOSS
 
 MAX_RUNS = 8
 _OF_THE_SEARCH = ("output", "steps", "eval_every")
@@ -61,6 +63,7 @@ def settings_to_resume(output: Path) -> dict[str, Any]:
         UserError: The folder holds no search.
     """
     saved = load_plan(output)
+    _check_kind(saved)
     if not len(saved.methods) == len(saved.lrs) == len(saved.plain_lrs) == len(saved.seeds) == 1:
         raise UserError(f"{output} holds a comparison: resume it with adarankgrad compare.")
     return {
@@ -100,12 +103,22 @@ def tune(
         TrainingError: No run came to its end.
         Interrupted: A signal stopped the search; ``resume`` continues it.
     """
+    _check_kind(plan)
     with locked(plan.output):
         check_folder(plan.output, resume=resume)
         if resume:
             _check_same_search(load_plan(plan.output), plan)
         prepare(plan, say)
         return _search(plan, num_runs, workers, say)
+
+
+def _check_kind(plan: Plan) -> None:
+    """Refuse other runs than those of pretraining, whose rates are told apart by their loss."""
+    if not isinstance(plan.kind, Pretraining):
+        raise UserError(
+            "tune searches the rate of pretraining: for fine-tuning, give adarankgrad compare "
+            "several --lrs."
+        )
 
 
 def _check_same_search(saved: Plan, plan: Plan) -> None:
@@ -145,8 +158,7 @@ def _search(plan: Plan, num_runs: int, workers: int, say: Callable[[str], None])
                 error.exit_code,
             ) from error
         for cell, rate in zip(cells, rates, strict=True):
-            loss = outcome_of(plan, cell).val_loss
-            losses[rate] = math.inf if loss is None else loss
+            losses[rate] = outcome_of(plan, cell).metrics.get(LOSS, math.inf)
     best = min(losses, key=lambda rate: losses[rate])
     results = write_results(plan, workers=workers)
     if math.isinf(losses[best]):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adarankgrad.adapters.sara.checksum import checksum
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.hub import ask_for_model
 from adarankgrad.train.presets import first_line
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from adarankgrad.finetune.tasks.interface import Task
 
 _DEFAULT_LENGTH = 512
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Their positions start behind the padding token's number.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer"}
 
@@ -35,9 +33,7 @@ def load_config(config: FinetuneConfig, task: Task) -> PretrainedConfig:
 
     auto_config: Any = transformers.AutoConfig
     try:
-        model_config: PretrainedConfig = auto_config.from_pretrained(
-            config.model, trust_remote_code=config.trust_remote_code
-        )
+        model_config: PretrainedConfig = auto_config.from_pretrained(**_source(config))
     except Exception as error:  # transformers raises many kinds for a bad config
         raise UserError(f"model {config.model!r} cannot be read: {_reason(error)}") from error
     has_own_code = bool(getattr(model_config, "auto_map", None)) and config.trust_remote_code
@@ -62,9 +58,7 @@ def load_tokenizer(config: FinetuneConfig, source: str | Path | None = None) -> 
 
     name = str(source or config.model)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(**_source(config, name))
     except Exception as error:  # transformers raises many kinds for a bad folder
         raise UserError(f"{name} holds no usable tokenizer: {_reason(error)}") from error
     if tokenizer.pad_token_id is None:
@@ -109,10 +103,9 @@ def load_model(config: FinetuneConfig, task: Task, model_config: PretrainedConfi
     transformers.set_seed(config.seed)
     try:
         model, info = auto_model.from_pretrained(
-            config.model,
+            **_source(config),
             config=model_config,
             dtype=torch.float32,
-            trust_remote_code=config.trust_remote_code,
             ignore_mismatched_sizes=task.has_new_head,
             output_loading_info=True,
         )
@@ -163,34 +156,15 @@ def check_known(features: Sequence[Mapping[str, Any]], tokenizer: PreTrainedToke
         )
 
 
-def check_folder(name: str) -> None:
-    """See that a name is the folder of a model, or could be one of a model on the hub.
-
-    Raises:
-        UserError: It is not; an adapter is told by its base model.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or not _HUB_NAME.fullmatch(name):
-            raise UserError(
-                f"model {name!r} is no folder: name the folder of a model, or one on the hub "
-                "(owner/name)."
-            )
-        return
-    for config_name, key in (
-        ("adapter_config.json", "base_model_name_or_path"),
-        ("sara_config.json", None),
-    ):
-        path = folder / config_name
-        if path.is_file() and not (folder / "model.safetensors").is_file():
-            base = json.loads(path.read_text(encoding="utf-8")).get(key) if key else None
-            of_base = f" of {base}" if base else ""
-            raise UserError(
-                f"{name} is an adapter{of_base}, not a model: name the base model, or merge the "
-                "adapter into it first (merge_and_unload of peft) and name that folder."
-            )
-    if not (folder / "config.json").is_file():
-        raise UserError(f"the model folder {name} has no config.json.")
+def _source(config: FinetuneConfig, name: str | None = None) -> dict[str, Any]:
+    """Return what to load from, the model unless named, without asking a hub that is away."""
+    path = Path(name or config.model).expanduser()
+    is_here = path.is_dir()
+    return {
+        "pretrained_model_name_or_path": str(path),
+        "local_files_only": is_here or not ask_for_model(str(path)),
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 def _limit(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:

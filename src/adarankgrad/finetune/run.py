@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,10 @@ from adarankgrad.finetune.examples import (
     save_examples,
     saved_examples,
 )
+from adarankgrad.finetune.inputs import check_model
 from adarankgrad.finetune.methods import Method, Prepared, find_method
 from adarankgrad.finetune.pretrained import (
     build_empty,
-    check_folder,
     check_known,
     checksum_of,
     fit_length,
@@ -130,12 +131,28 @@ def finetune(
         _check, config, resume=resume, overwrite=overwrite, display=display or Display()
     )
     work = partial(_finetune, command=command or sys.argv)
+    with _known_warnings_ignored():
+        return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
+
+
+def check_request(config: FinetuneConfig) -> None:
+    """Find out whether a fresh run could be made, writing nothing and loading no weights.
+
+    Raises:
+        UserError: It could not.
+    """
+    with _known_warnings_ignored():
+        _check(config, resume=False, overwrite=False, display=Display())
+
+
+@contextmanager
+def _known_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         # Checkpoints of SoRA hold gates; what is delivered has none.
         warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
         # peft asks by the old name.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        return run_in_folder(config, check, work, resume=resume, overwrite=overwrite)
+        yield
 
 
 def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Display) -> _Run:
@@ -152,7 +169,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         checkpoint = checkpoint_to_resume(config, run_dir, display)
     if not resume or config.steps is None:
         check_duration(config)
-    check_folder(config.model)
+    check_model(config.model)
     device = resolve_device(config.device)
     config = with_optimizer(config)
     check_combinations(config)
@@ -204,7 +221,7 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     train, validation = (_encode(run, name) for name in ("train", "validation"))
     reset_peak_memory(run.device)
     model, new_weights = load_model(run.config, run.task, run.model_config)
-    base_checksum = checksum_of(model)
+    base_checksum, base_parameters = checksum_of(model), model.num_parameters()
     if run.checkpoint is not None:
         _check_base(run, base_checksum)
     if new_weights:
@@ -219,7 +236,7 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
         _create_folder(run, command, prepared, started_from)
     trainer = fit(run, _parts(run, prepared, train, validation))
-    return _finish(run, trainer, prepared, validation)
+    return _finish(run, trainer, prepared, validation, base_parameters)
 
 
 def _create_folder(
@@ -292,7 +309,11 @@ def _evaluation(run: _Run, validation: Encoded) -> Callable[[Any], dict[str, flo
 
 
 def _finish(
-    run: _Run, trainer: RunTrainer, prepared: Prepared, validation: Encoded
+    run: _Run,
+    trainer: RunTrainer,
+    prepared: Prepared,
+    validation: Encoded,
+    base_parameters: int,
 ) -> dict[str, Any]:
     """Go back to the best checkpoint, judge it, save the model and report."""
     best_step = trainer.recorder.best_step
@@ -307,7 +328,9 @@ def _finish(
     if outcome.predictions:
         lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
         write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
-    summary = summarize(run.config, run.run_dir, trainer, outcome.metrics, best_step)
+    summary = summarize(
+        run.config, run.run_dir, trainer, outcome.metrics, best_step, base_parameters
+    )
     run.method.save_beside(model, run.run_dir)
 
     def save(folder: Path) -> None:

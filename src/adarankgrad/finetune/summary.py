@@ -19,8 +19,18 @@ def summarize(
     trainer: RunTrainer,
     metrics: dict[str, float],
     best_step: int,
+    base_parameters: int,
 ) -> dict[str, Any]:
-    """Collect the numbers of summary.json; `metrics` are those of the best checkpoint."""
+    """Collect the numbers of summary.json.
+
+    Args:
+        config: The settings.
+        run_dir: The run folder.
+        trainer: At the end of the run.
+        metrics: Those of the best checkpoint.
+        best_step: Its step.
+        base_parameters: Weights of the model without an adapter, a new head included.
+    """
     summary = summarize_run(config, run_dir, trainer)
     weights = list(trainer.recorder.optimizer.param_groups)
     paths = summary.pop("paths")
@@ -36,5 +46,6 @@ def summarize(
         "best_metric": trainer.best_metric,
         "best_step": best_step,
         "trainable_parameters": sum(w.numel() for group in weights for w in group["params"]),
+        "base_parameters": base_parameters,
         "paths": paths,
     }

@@ -9,15 +9,14 @@ from __future__ import annotations
 import csv
 import glob
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.hub import ask_for_dataset, is_hub_name
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 _MAX_FIELD = 1 << 24
 
 Row = dict[str, Any]
@@ -51,7 +50,7 @@ def data_files(name: str) -> list[Path]:
     for part in name.split(","):
         found = _files_of(part.strip())
         if not found:
-            if part == name and _HUB_NAME.fullmatch(name) and Path(name).suffix not in READERS:
+            if part == name and _is_hub_name(name):
                 return []
             raise UserError(
                 f"data {part.strip()!r} does not exist: give files, globs, or a dataset's name on "
@@ -59,6 +58,16 @@ def data_files(name: str) -> list[Path]:
             )
         files += found
     return files
+
+
+def check_data(name: str) -> None:
+    """See that data are here or on the hub, without reading them.
+
+    Raises:
+        UserError: They are neither.
+    """
+    if not data_files(name):
+        ask_for_dataset(name.partition(":")[0])
 
 
 def read_table(name: str, *, split: str = "train") -> Table:
@@ -91,6 +100,15 @@ def read_table(name: str, *, split: str = "train") -> Table:
     if columns is None:
         raise UserError(f"data {name!r} has no rows.")
     return Table(name, columns, rows)
+
+
+def _is_hub_name(name: str) -> bool:
+    dataset, colon, configuration = name.partition(":")
+    return (
+        is_hub_name(dataset)
+        and Path(dataset).suffix not in READERS
+        and (not colon or bool(configuration))
+    )
 
 
 def _files_of(name: str) -> list[Path]:
@@ -212,6 +230,7 @@ def _from_hub(name: str, split: str) -> Table:
     from datasets import ClassLabel, load_dataset
 
     owner_name, _, config = name.partition(":")
+    ask_for_dataset(owner_name)
     try:
         dataset = load_dataset(owner_name, config or None, split=split)
     except Exception as error:  # datasets and its transports raise many kinds

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adarankgrad.fetch.advice import advice_for_missing
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.folder import MODEL_FOLDER
+from adarankgrad.train.hub import ask_for_model, is_hub_name
 from adarankgrad.train.presets import first_line, load_causal_lm
 from adarankgrad.train.tokenizer import read_tokenizer
 
@@ -64,10 +66,12 @@ def _load_adapter(folder: Path, trust_remote_code: bool) -> LanguageModel:
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for {task}, not for a causal language model.")
     base = Path(str(settings.get("base_model_name_or_path")))
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
     if base.is_dir():
         _check_kind(base, trust_remote_code)
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    if not has_tokenizer and not base.is_dir():
+    elif has_tokenizer:
+        _check_on_hub(str(base), folder)
+    else:
         raise UserError(
             f"the adapter {folder} has no tokenizer, and its base model {base} is not a folder "
             "here: save the tokenizer beside the adapter."
@@ -76,6 +80,16 @@ def _load_adapter(folder: Path, trust_remote_code: bool) -> LanguageModel:
         folder if has_tokenizer else base, trust_remote_code=trust_remote_code
     )
     return LanguageModel(_load_peft_model(folder, base, trust_remote_code), tokenizer)
+
+
+def _check_on_hub(base: str, folder: Path) -> None:
+    """See that a base model that is no folder is on the hub."""
+    if not is_hub_name(base):
+        raise UserError(
+            f"the adapter {folder} is for the base model {base}, which is no folder here"
+            f"{advice_for_missing(base) or '.'}"
+        )
+    ask_for_model(base)
 
 
 def _load_peft_model(folder: Path, base: Path, trust_remote_code: bool) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from adarankgrad.fetch.advice import advice_for_missing
 from adarankgrad.train.errors import UserError
 
 
@@ -42,10 +43,10 @@ class GenerateRequest:
             UserError: A value is not allowed.
         """
         if not self.model.is_dir():
-            raise UserError(
-                f"there is no folder {self.model}: name that of a model, an adapter or a finished "
-                "run."
+            advice = advice_for_missing(str(self.model)) or (
+                ": name that of a model, an adapter or a finished run."
             )
+            raise UserError(f"there is no folder {self.model}{advice}")
         if not self.prompt:
             raise UserError("the prompt is empty: give text with --prompt.")
         try:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from adarankgrad.train.record import projects
 from adarankgrad.train.units import (
     format_bytes,
     format_count,
@@ -103,6 +104,24 @@ def _metrics(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _state(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what is trained, where that is told, what the optimizer holds, and what of it."""
+    rows = [("optimizer state", format_bytes(summary["state_bytes"]))]
+    trained = summary.get("trainable_parameters")
+    if trained is not None:
+        share = format_share(trained, summary["base_parameters"])
+        rows.insert(0, ("trained weights", f"{format_count(trained)} ({share})"))
+    if not projects(summary):
+        return rows
+    projected, adamw = summary["projected_state_bytes"], summary["adamw_projected_state_bytes"]
+    return [
+        *rows,
+        ("  of projected weights", format_bytes(projected)),
+        ("  as a share of AdamW's", format_share(projected, adamw)),
+        ("mean rank", format_number(summary["mean_rank"], 1)),
+    ]
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the numbers of a finished run as a table."""
     method = summary.get("method", "full")
@@ -111,8 +130,6 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    adamw = summary["adamw_projected_state_bytes"]
-    projected = summary["projected_state_bytes"]
     batch = summary.get("batch_size")
     for name, value in (
         ("training tokens", format_count(summary["tokens"])),
@@ -121,11 +138,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
         ("training loss", format_number(summary["train_loss"])),
         ("validation loss", format_number(summary["val_loss"])),
         *_metrics(summary),
-        ("mean rank", format_number(summary["mean_rank"], 1)),
         ("skipped steps", format_count(summary["skipped_steps"])),
-        ("optimizer state", format_bytes(summary["state_bytes"])),
-        ("  of projected weights", format_bytes(projected)),
-        ("  as a share of AdamW's", format_share(projected, adamw)),
+        *_state(summary),
         (f"peak memory ({summary['peak_bytes_source']})", format_bytes(summary["peak_bytes"])),
         ("tokens per second", format_count(summary["tokens_per_second"])),
         ("time in the optimizer", format_seconds(summary["optimizer_s"])),

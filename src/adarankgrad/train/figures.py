@@ -94,7 +94,11 @@ def memory_figure(runs: dict[str, RunRecord], caption: str, theme: Theme = LIGHT
     the state AdamW would hold for the same projected weights. The lower axes show them inside
     the measured peak, where activations and, on CPU, the process itself can dwarf them.
     """
-    splits = {label: MemorySplit.of(run) for label, run in runs.items()}
+    # Beside others, a run without projection shows the state that projecting would save.
+    splits = {
+        label: MemorySplit.of(run, is_divided=run.projects or len(runs) > 1)
+        for label, run in runs.items()
+    }
     held = list(splits.items())
     if len(runs) == 1:
         ((label, split),) = splits.items()
@@ -261,6 +265,7 @@ def _part_colours(split: MemorySplit, theme: Theme) -> dict[str, str]:
         "weights": theme.weights,
         "gradients": theme.gradients,
         "state of projected weights": method_colour(split.method),
+        "optimizer state": method_colour(split.method),
         "state of plain weights": "#c9a227",
         "rest of the peak": theme.rest,
     }

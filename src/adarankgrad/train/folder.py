@@ -46,7 +46,15 @@ _OUR_NAMES = {
     "plots",
     "report.html",
 }
-_PACKAGES = ("adarankgrad", "torch", "transformers", "accelerate", "tokenizers", "datasets")
+_PACKAGES = (
+    "adarankgrad",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "datasets",
+    "peft",
+)
 
 
 def is_run(folder: Path) -> bool:

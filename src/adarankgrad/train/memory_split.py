@@ -30,9 +30,16 @@ class MemorySplit:
     peak: float
 
     @classmethod
-    def of(cls, run: RunRecord) -> MemorySplit:
-        """Read the split from a run's summary; a missing number counts as zero."""
+    def of(cls, run: RunRecord, *, is_divided: bool = True) -> MemorySplit:
+        """Read the split from a run's summary; a missing number counts as zero.
+
+        Args:
+            run: The run.
+            is_divided: Tell the state of weights that low-rank methods project from the rest.
+        """
         number = {key: run.summary.get(key) or 0 for key in _KEYS}
+        if not is_divided:
+            number |= {"projected_state_bytes": 0, "adamw_projected_state_bytes": 0}
         return cls(
             method=run.method,
             weights=number["weight_bytes"],
@@ -59,12 +66,14 @@ class MemorySplit:
 
     def parts(self, *, with_rest: bool) -> list[tuple[str, float]]:
         """Return names and sizes, in the order in which bars stack them."""
-        parts = [
-            ("weights", self.weights),
-            ("gradients", self.gradients),
-            ("state of projected weights", self.projected_state),
-            ("state of plain weights", self.plain_state),
-        ]
+        if self.adamw_projected:
+            states = [
+                ("state of projected weights", self.projected_state),
+                ("state of plain weights", self.plain_state),
+            ]
+        else:
+            states = [("optimizer state", self.plain_state)]
+        parts = [("weights", self.weights), ("gradients", self.gradients), *states]
         return [*parts, ("rest of the peak", self.rest)] if with_rest else parts
 
 

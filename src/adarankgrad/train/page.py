@@ -127,26 +127,33 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numeric_from
 
 
 def sortable_table(
-    headers: Sequence[str], rows: Iterable[Sequence[SortCell]], *, sorted_by: int
+    headers: Sequence[str],
+    rows: Iterable[Sequence[SortCell]],
+    *,
+    sorted_by: int,
+    is_falling: bool = False,
 ) -> str:
     """Return a table whose column titles sort it; the first column is text, the others numbers.
 
     Args:
         headers: Column titles.
         rows: Cells.
-        sorted_by: Index of a column of numbers by which rows are in rising order at first.
+        sorted_by: Index of a column of numbers by which rows are in order at first.
+        is_falling: The highest number comes first.
     """
+    order = "descending" if is_falling else "ascending"
     head = "".join(
-        f'<th{_kind(i, 1)} aria-sort="{"ascending" if i == sorted_by else "none"}">'
+        f'<th{_kind(i, 1)} aria-sort="{order if i == sorted_by else "none"}">'
         f"<button>{escape(text)}</button></th>"
         for i, text in enumerate(headers)
     )
     rows = list(rows)
     known = [row for row in rows if row[sorted_by].value is not None]
     unknown = [row for row in rows if row[sorted_by].value is None]
-    ordered = [*sorted(known, key=lambda row: row[sorted_by].value or 0), *unknown]
+    known.sort(key=lambda row: row[sorted_by].value or 0, reverse=is_falling)
     body = "".join(
-        f"<tr>{''.join(_sort_cell(i, cell) for i, cell in enumerate(row))}</tr>" for row in ordered
+        f"<tr>{''.join(_sort_cell(i, cell) for i, cell in enumerate(row))}</tr>"
+        for row in [*known, *unknown]
     )
     return (
         '<div class="scroll" tabindex="0"><table class="sortable">'

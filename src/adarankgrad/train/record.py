@@ -41,6 +41,11 @@ def method_name(optimizer: str) -> str:
     return METHOD_NAMES.get(optimizer.lower(), optimizer.rpartition(".")[2])
 
 
+def projects(summary: dict[str, Any]) -> bool:
+    """Whether a run's optimizer projected any weight, given summary.json."""
+    return summary.get("mean_rank") is not None and bool(summary["adamw_projected_state_bytes"])
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """What a run left behind, in memory.
@@ -73,6 +78,11 @@ class RunRecord:
         """The name of adapter or optimizer as people write it, such as ``AdaRankGrad``."""
         adapter = self.config.get("method", "full")
         return method_name(self.optimizer if adapter == "full" else adapter)
+
+    @property
+    def projects(self) -> bool:
+        """Whether weights were projected, so that their state compares with AdamW's."""
+        return projects(self.summary)
 
     @property
     def has_growing_depth(self) -> bool:

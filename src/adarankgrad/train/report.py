@@ -83,26 +83,13 @@ def write_report(run_dir: Path) -> Path:
 def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the numbers to see first: name, value, and what to compare it with."""
     summary = run.summary
-    projected, adamw = (
-        summary.get("projected_state_bytes"),
-        summary.get("adamw_projected_state_bytes"),
-    )
     entries = [
         (
             "Validation loss",
             format_number(summary.get("val_loss"), 3),
             _beside_loss(summary),
         ),
-        (
-            "State of projected weights",
-            format_bytes(projected, adamw),
-            f"{format_share(projected, adamw, 0)} of AdamW's {format_bytes(adamw)}",
-        ),
-        (
-            "Optimizer state in all",
-            format_bytes(summary.get("state_bytes")),
-            "embeddings, head and norms included",
-        ),
+        *_state_tiles(run),
         (
             "Peak memory",
             format_bytes(summary.get("peak_bytes")),
@@ -127,6 +114,28 @@ def headline_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
         steps = f"samples; {first} at the start, {format_count(run.summary.get('steps'))} steps"
         entries.insert(1, ("Batch at the end", format_count(last), steps))
     return entries
+
+
+def _state_tiles(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Return what the optimizer holds, and of projected weights, where there are any."""
+    summary = run.summary
+    trained = summary.get("trainable_parameters")
+    if run.projects:
+        note = "embeddings, head and norms included"
+    elif trained is None:
+        note = "of every weight"
+    else:
+        share = format_share(trained, summary["base_parameters"])
+        note = f"of {format_count(trained)} trained weights, {share} of the model's"
+    tiles = [("Optimizer state in all", format_bytes(summary.get("state_bytes")), note)]
+    if run.projects:
+        projected, adamw = (
+            summary["projected_state_bytes"],
+            summary["adamw_projected_state_bytes"],
+        )
+        share = f"{format_share(projected, adamw, 0)} of AdamW's {format_bytes(adamw)}"
+        tiles.insert(0, ("State of projected weights", format_bytes(projected, adamw), share))
+    return tiles
 
 
 def _beside_loss(summary: dict[str, Any]) -> str:

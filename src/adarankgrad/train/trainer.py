@@ -26,6 +26,7 @@ from adarankgrad.train.flow import Flow
 from adarankgrad.train.methods import Batch, Method, Step, count_samples
 from adarankgrad.train.presets import first_line
 from adarankgrad.train.recorder import perplexity
+from adarankgrad.train.score import score_of
 from adarankgrad.train.settings import CONFIG_NAME
 
 if TYPE_CHECKING:
@@ -199,15 +200,14 @@ class RunTrainer(Trainer):
             if self.evaluation is None:
                 return super().evaluate(*inputs, **options)
             model: Any = self.model
-            metrics = {f"eval_{name}": value for name, value in self.evaluation(model).items()}
+            found = self.evaluation(model)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         if self.best_metric is not None:
-            score = [-metrics["eval_loss"]]
-            if self.best_metric != "loss":
-                score.insert(0, metrics[f"eval_{self.best_metric}"])
+            score = score_of(found, self.best_metric)
             self.control.should_save |= self.recorder.note_best(self.state.global_step, score)
         return metrics
 

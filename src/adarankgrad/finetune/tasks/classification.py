@@ -24,6 +24,7 @@ class Classification(SequenceTask):
     """
 
     metrics = ("accuracy", "f1", "matthews", "loss")
+    loss_unit = "nats per example"
 
     classes: list[str]
 

@@ -24,10 +24,15 @@ _TASKS: dict[str, type[Task]] = {
 }
 
 
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task, given one of `config.TASKS`."""
+    return _TASKS[name]
+
+
 def find_task(config: FinetuneConfig) -> Task:
     """Return the task of a run.
 
     Raises:
         UserError: The metric is none of the task's.
     """
-    return _TASKS[config.task](config)
+    return task_class(config.task)(config)

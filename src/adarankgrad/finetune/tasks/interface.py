@@ -59,6 +59,7 @@ class Task(ABC):
         model_class: The class of transformers that loads a model for it.
         adapter_type: What peft calls it; None where peft has no name.
         metrics: Names that the best checkpoint may be chosen by, the default first.
+        loss_unit: What the loss is in.
         has_new_head: A pretrained model may lack the head, which then starts at random.
         compute_loss: From outputs, labels and the number of labels of a step to the loss; None
             for the model's own, the mean over examples.
@@ -67,6 +68,7 @@ class Task(ABC):
     model_class: ClassVar[str]
     adapter_type: ClassVar[str | None] = None
     metrics: ClassVar[tuple[str, ...]]
+    loss_unit: ClassVar[str] = "nats per token"
     has_new_head: ClassVar[bool] = False
     compute_loss: Callable[..., Tensor] | None = None
 

@@ -22,6 +22,7 @@ class Regression(SequenceTask):
     """
 
     metrics = ("spearman", "pearson", "loss")
+    loss_unit = "squared error"
 
     def text_columns(self, table: Table) -> Columns:
         """Find one text or two."""
