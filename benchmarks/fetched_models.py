@@ -116,11 +116,12 @@ def masked(folder: Path, antibody: Path) -> dict[str, float]:
 
 def binders(antibody: Path) -> list[str]:
     """Loops that stand among the binders and not among the others, sorted."""
-    found = [
-        set(pandas.read_csv(antibody / f"mHER_H3_{kind}.csv")["AASeq"])
-        for kind in ("AgPos", "AgNeg")
-    ]
-    return sorted(found[0] - found[1])
+    return sorted(loops(antibody, "AgPos") - loops(antibody, "AgNeg"))
+
+
+def loops(antibody: Path, kind: str) -> set[str]:
+    """Every loop of one of the two files, ``AgPos`` or ``AgNeg``."""
+    return set(pandas.read_csv(antibody / f"mHER_H3_{kind}.csv")["AASeq"])
 
 
 def share(values: torch.Tensor) -> float:
