@@ -164,6 +164,15 @@ BAD_FLAGS = {
     "power below 1": ({"powerprop": "alpha=0.5"}, ["--powerprop", "alpha", "at least 1", "0.5"]),
     "no power": ({"powerprop": "adam_mode=theta"}, ["--powerprop has no alpha"]),
     "unknown setting of powers": ({"powerprop": "alfa=2"}, ["'alfa'", "did you mean alpha"]),
+    "broken pattern of powers": (
+        {"powerprop": "alpha=2,include='('"},
+        ["--powerprop", "include pattern '('", "no regular expression"],
+    ),
+    "number for a pattern": ({"powerprop": "alpha=2,exclude=3"}, ["exclude must be", "got 3"]),
+    "number for a layer list": (
+        {"progressive_depth": "layers=(1,2),starts=(0,1),layer_list=3"},
+        ["--progressive-depth", "layer_list must be", "got 3"],
+    ),
     "unreadable powers": ({"powerprop": "2"}, ["--powerprop '2' cannot be read", "alpha=2"]),
     "whole gradients in AdamW": (
         {"accumulate-in-backward": True},

@@ -117,6 +117,14 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
             {"method": "lora", "adapter": "rank=0"},
             "--adapter: rank must be an int of at least 1, got 0",
         ),
+        (
+            {"method": "sora", "adapter": "target_modules='('"},
+            "target_modules pattern '(' is no regular expression",
+        ),
+        ({"method": "prilora", "adapter": "target_modules=3"}, "target_modules must be"),
+        ({"method": "sara", "adapter": "include='('"}, "include pattern '('"),
+        ({"method": "sara", "adapter": "restart_optimizer=no"}, "must be True or False, got 'no'"),
+        ({"method": "sora", "adapter": "train_gates=no"}, "must be True or False, got 'no'"),
         ({"method": "lora", "adapter": "target_modules=conv"}, "'conv' match no module"),
         (
             {"method": "lora", "adadagrad": "max_batch_size=1"},

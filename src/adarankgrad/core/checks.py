@@ -32,6 +32,16 @@ def check_count(name: str, value: Any, *, low: int) -> None:
         raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is not True or False.
+
+    Raises:
+        ValueError: naming the setting and its value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse what is not one of the allowed names.
 

@@ -18,8 +18,9 @@ def matching_names(
         argument: that the patterns were given by, for the message.
 
     Raises:
-        ValueError: if a pattern is found in no name.
+        ValueError: if a pattern is no regular expression, or is found in no name.
     """
+    check_patterns(argument, patterns)
     names = [name for name, _ in named]
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -31,3 +32,23 @@ def matching_names(
             )
         matched |= found
     return matched
+
+
+def check_patterns(argument: str, patterns: Any) -> None:
+    """Refuse what is not one regular expression or a sequence of them.
+
+    Raises:
+        ValueError: naming the argument and its value.
+    """
+    given = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(given, (list, tuple, set, frozenset)) or not all(
+        isinstance(pattern, str) for pattern in given
+    ):
+        raise ValueError(f"{argument} must be a regular expression or several, got {patterns!r}")
+    for pattern in given:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} pattern {pattern!r} is no regular expression: {error}"
+            ) from error

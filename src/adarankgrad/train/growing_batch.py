@@ -203,7 +203,7 @@ class GrowingBatch(Method):
             statistics = self.controller.config.statistics
             raise TrainingError(
                 f"--adadagrad statistics={statistics} does not do for this model "
-                f"({first_line(error)}): use another."
+                f"({first_line(error)}): statistics=micro-batches do for any."
             ) from error
 
     def _sums(self, step: Step) -> SampleSums:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from ...core.checks import check_choice, check_count, check_number
+from ...core.checks import check_choice, check_count, check_flag, check_number
+from ...core.patterns import check_patterns
 from .files import export_values, load_sum
 from .selection import forget_ties, select
 from .small_weights import SmallWeights, all_sites, remove, sites
@@ -84,6 +85,10 @@ class SaRAConfig:
         check_number("rank_loss_weight", self.rank_loss_weight, low=0.0)
         check_choice("rank_loss_scope", self.rank_loss_scope, ("random", "all"))
         check_count("rank_loss_min_side", self.rank_loss_min_side, low=0)
+        check_flag("restart_optimizer", self.restart_optimizer)
+        for name in ("include", "exclude", "train_fully"):
+            if getattr(self, name) is not None:
+                check_patterns(name, getattr(self, name))
         check_count("seed", self.seed, low=0)
 
 

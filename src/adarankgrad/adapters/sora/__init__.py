@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from ...core.checks import check_choice, check_count, check_number
+from ...core.checks import check_choice, check_count, check_flag, check_number
 from ..lora import LoraSettings, add_lora, check_linear, load_lora, targeted_modules
 from .files import export_plain_lora
 from .gates import (
@@ -97,6 +97,7 @@ class SoRAConfig(LoraSettings):
         check_count("rank", self.rank, low=1)
         check_number("alpha", self.alpha, low=0.0, is_low_allowed=False)
         check_choice("gate_init", self.gate_init, GATE_INITS)
+        check_flag("train_gates", self.train_gates)
         check_choice("threshold", self.threshold, tuple(THRESHOLDS))
         check_choice("shrinkage_unit", self.shrinkage_unit, ("constant", "lr"))
         check_choice("phase_spacing", self.phase_spacing, SPACINGS)

@@ -67,6 +67,8 @@ class DepthConfig:
         if self.starts[0] != 0:
             raise ValueError(f"starts must begin with 0, got {_text(self.starts)}")
         check_choice("unit", self.unit, get_args(Unit))
+        if self.layer_list is not None and not isinstance(self.layer_list, str):
+            raise ValueError(f"layer_list must be a module's name, got {self.layer_list!r}")
         check_choice("layer_map", self.layer_map, tuple(LAYER_MAPS))
         check_choice("sampling", self.sampling, tuple(DEPTH_RULES))
         check_choice("optimizer_state", self.optimizer_state, get_args(OptimizerState))

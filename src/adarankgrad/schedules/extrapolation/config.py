@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ...core.checks import check_choice, check_number
+from ...core.checks import check_choice, check_flag, check_number
 
 Source = Literal["past-local", "fresh", "past-global", "noise"]
 Scale = Literal["gradient", "layer", "filter"]
@@ -45,8 +45,7 @@ class ExtrapolationConfig:
         check_number("step", self.step, low=0.0)
         check_choice("source", self.source, get_args(Source))
         check_choice("noise", self.noise, get_args(Noise))
-        if not isinstance(self.follow_lr, bool):
-            raise ValueError(f"follow_lr must be True or False, got {self.follow_lr!r}")
+        check_flag("follow_lr", self.follow_lr)
         if self.source == "noise":
             _check_scale(self.scale)
         elif self.scale is not None or self.noise != "gaussian":
