@@ -45,6 +45,7 @@ def worker(rank, folder):
         said = str(error)
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump({"noise": result, "said": said}, file)
+    dist.barrier()  # a worker that leaves while the other still needs it takes it down
     dist.destroy_process_group()
 
 
