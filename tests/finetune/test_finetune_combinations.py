@@ -86,6 +86,12 @@ def test_a_pair_that_the_page_excludes_is_refused_in_one_line(pair, run, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_samples_that_cannot_be_taken_together_end_the_run_with_what_to_do(run):
+    growing = {"adadagrad": "max_batch_size=8,statistics=per-sample,chunk_size=2"}
+    code, err = run(gradient_accumulation=2, **growing)
+    assert code == 1 and err.endswith("at once: use chunk_size=1."), err
+
+
 @pytest.mark.parametrize("statistics", ["norms", "per-sample"])
 def test_samples_of_sparse_weights_are_refused_in_one_line(statistics, run, tmp_path):
     growing = {"adadagrad": f"max_batch_size=8,statistics={statistics}"}

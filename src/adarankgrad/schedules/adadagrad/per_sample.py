@@ -49,11 +49,13 @@ def per_sample_sums(
         batch: tensors whose first axis counts samples.
         mean_grads: ḡ by parameter name, of the weights to watch.
         num_samples: b of the whole batch.
-        chunk_size: samples at once, at least 1.
+        chunk_size: samples at once, at least 1. More than one are computed by ``vmap``, for which
+            a model must not decide anything by the values of a tensor, as those of transformers do
+            by an attention mask.
 
     Raises:
         ValueError: batch normalisation in training mode, under which a sample's gradient is not its
-            own.
+            own; or `torch.func` cannot run the model, with this ``chunk_size`` or at all.
 
     Memory: ``chunk_size`` gradients, and the activations of as many samples. Time: a forward and a
     backward pass over the batch.
@@ -79,21 +81,45 @@ def per_sample_sums(
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(model, (watched, buffers), args, kwargs)
 
-        return loss(call, {name: value.unsqueeze(0) for name, value in sample.items()})
+        return loss(call, sample)
 
     def numbers(sample: Sample) -> tuple[Tensor, Tensor]:
         grads = list(grad(share)(weights, sample).values())
         return squared_norm(grads), inner_product(grads, means)
 
-    per_chunk = vmap(numbers, randomness="different")
     total = SampleSums(0, 0.0, 0.0, 0.0)
     devices = {weight.device for weight in weights.values() if weight.device.type == "cuda"}
     # The fused attention kernels have no rule for vmap.
     with torch.random.fork_rng(devices=devices), sdpa_kernel(SDPBackend.MATH):
         for chunk in _chunks(batch, chunk_size):
-            squared, inner = per_chunk(chunk)
+            squared, inner = _of_chunk(numbers, chunk)
             total = pool(total, sums_of_samples(squared * num_samples**2, inner * num_samples))
     return total
+
+
+def _of_chunk(
+    numbers: Callable[[Sample], tuple[Tensor, Tensor]], chunk: Sample
+) -> tuple[Tensor, Tensor]:
+    """Return two numbers of each sample, (b,) each."""
+    is_one = all(len(value) == 1 for value in chunk.values())
+
+    def of_one(sample: Sample) -> tuple[Tensor, Tensor]:
+        return numbers({name: value.unsqueeze(0) for name, value in sample.items()})
+
+    try:
+        if is_one:
+            squared, inner = numbers(chunk)
+            return squared.reshape(1), inner.reshape(1)
+        return vmap(of_one, randomness="different")(dict(chunk))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        advice = (
+            ": take statistics of micro-batches"
+            if is_one
+            else " for several samples at once: use chunk_size=1"
+        )
+        raise ValueError(f"torch.func cannot run the model{advice}") from error
 
 
 def _chunks(batch: Sample, chunk_size: int) -> list[dict[str, Tensor]]:
