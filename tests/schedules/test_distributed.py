@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 
 import pytest
@@ -45,7 +46,7 @@ def worker(rank, folder):
         said = str(error)
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump({"noise": result, "said": said}, file)
-    dist.barrier()  # a worker that leaves while the other still needs it takes it down
+    gc.collect()  # what holds the group in a cycle keeps its threads past the end, which aborts
     dist.destroy_process_group()
 
 

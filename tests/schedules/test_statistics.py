@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from transformers import BertConfig, BertForSequenceClassification
 
 from adarankgrad.core.gradient_noise import (
     SampleSums,
@@ -71,6 +72,32 @@ def test_per_sample_sums_are_those_of_a_loop_over_samples(model, size, chunk_siz
         float(inner.square().sum()),
     )
     assert sums == pytest.approx(expected, rel=FLOAT64)
+
+
+def test_padded_samples_of_a_model_that_reads_its_mask_are_taken_one_by_one():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "vocab_size": 11, "max_position_embeddings": 8}
+    model = BertForSequenceClassification(BertConfig(**sizes, hidden_dropout_prob=0.0)).double()
+    batch = {"input_ids": tokens()[:3, :6], "labels": torch.tensor([0, 1, 1])}
+    batch["attention_mask"] = (torch.arange(6) < torch.tensor([[6], [4], [2]])).long()
+
+    def share(call, sample):
+        return call(**sample).loss * len(sample["labels"]) / 3
+
+    rows = []
+    for number in range(3):
+        sample = {name: value[number : number + 1] for name, value in batch.items()}
+        grads = torch.autograd.grad(3 * share(model.eval(), sample), list(model.parameters()))
+        rows.append(torch.cat([grad.flatten() for grad in grads]))
+    model(**batch).loss.backward()
+    sums = per_sample_sums(model, share, batch, mean_grads(model), num_samples=3)
+    inner = torch.stack(rows) @ torch.stack(rows).mean(0)
+    squared = torch.stack(rows).square().sum()
+    expected = (3, float(squared), float(inner.sum()), float(inner.square().sum()))
+    assert sums == pytest.approx(expected, rel=FLOAT64)
+    with pytest.raises(ValueError, match="use chunk_size=1"):
+        per_sample_sums(model, share, batch, mean_grads(model), num_samples=3, chunk_size=2)
 
 
 @pytest.mark.parametrize("size", [8, 4, 1])

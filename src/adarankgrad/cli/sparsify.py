@@ -1,18 +1,26 @@
-"""``adarankgrad sparsify``: loss and accuracy of a trained model over the share of weights kept."""
+"""``adarankgrad sparsify``: loss and metrics of a trained model over the share of weights kept."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adarankgrad.train.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from adarankgrad.train.record import RunRecord
+    from adarankgrad.train.sparsity import Subject
+
 
 def sparsify(
-    run: Annotated[Path, typer.Option(help="A finished run folder.")],
+    run: Annotated[
+        Path, typer.Option(help="A finished run of train, or of finetune with a whole model.")
+    ],
     densities: Annotated[
         str | None,
         typer.Option(
@@ -35,6 +43,8 @@ def sparsify(
 ) -> None:
     """Prune a trained model by magnitude, without retraining, and draw what each density costs.
 
+    A run of finetune is judged by its own task, on its own validation examples.
+
     Example: adarankgrad sparsify --run runs/first --densities 1,0.3,0.1
     """
     given = None if densities is None else _parse(densities)
@@ -46,7 +56,7 @@ def sparsify(
     request = SparsityRequest(
         run.expanduser(), DENSITIES if given is None else given, scope, double_output, device
     )
-    result = measure_sparsity(request)
+    result = measure_sparsity(request, _open_run)
     console = Console(stderr=as_json)
     console.print(_table(result))
     plot = run.expanduser() / "plots" / "sparsity.png"
@@ -62,18 +72,26 @@ def _parse(text: str) -> list[float]:
         raise UserError(f"--densities {text!r} is not a list of shares such as 1,0.1.") from error
 
 
+def _open_run(run: RunRecord, device: torch.device) -> Subject:
+    from adarankgrad.finetune.sparsity import is_finetuned, open_finetuned
+    from adarankgrad.train.sparsity import open_trained
+
+    return (open_finetuned if is_finetuned(run) else open_trained)(run, device)
+
+
 def _table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    first, *_ = points = result["points"]
+    metrics = list(first)[list(first).index("val_loss") + 1 :]
     table = Table()
-    for header in ("density", "weights kept", "validation loss", "perplexity", "accuracy"):
+    for header in ("density", "weights kept", "validation loss", *metrics):
         table.add_column(header, justify="right")
-    for point in result["points"]:
+    for point in points:
         table.add_row(
             f"{100 * point['density']:.4g} %",
             f"{point['num_kept']:,} of {point['num_weights']:,}",
             f"{point['val_loss']:.4f}",
-            f"{point['perplexity']:.4g}",
-            f"{100 * point['accuracy']:.2f} %",
+            *(f"{point[name]:.4g}" for name in metrics),
         )
     return table

@@ -175,7 +175,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     check_combinations(config)
     task = find_task(config)
     method = find_method(config, task)
-    examples, tokenizer = _read_data(config, run_dir, task, is_saved=checkpoint is not None)
+    examples, tokenizer = read_data(config, run_dir, task, is_saved=checkpoint is not None)
     model_config = load_config(config, task)
     model_config.pad_token_id = tokenizer.pad_token_id
     config = with_steps(config, len(examples.train))
@@ -198,10 +198,14 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     )
 
 
-def _read_data(
+def read_data(
     config: FinetuneConfig, run_dir: Path, task: Task, *, is_saved: bool
 ) -> tuple[Examples, Any]:
-    """Read examples and tokenizer, from the run folder where they are saved; check both."""
+    """Read examples and tokenizer, from the run folder where they are saved; check both.
+
+    Raises:
+        UserError: They are missing or damaged, or do not fit the task.
+    """
     if is_saved:
         tokenizer = load_tokenizer(config, run_dir / DATA_FOLDER / "tokenizer")
         examples = saved_examples(run_dir / DATA_FOLDER)

@@ -148,13 +148,6 @@ REFUSALS = (
         lambda run: run.adapter == "sara" and run.statistics in ("norms", "per-sample"),
     ),
     Refusal(
-        "--adadagrad statistics=per-sample",
-        "--method prilora",
-        "its running norms would count the inputs of the measuring pass too",
-        "use statistics=norms or statistics=micro-batches.",
-        lambda run: run.adapter == "prilora" and run.statistics == "per-sample",
-    ),
-    Refusal(
         "--progressive-depth unit=steps",
         "--adadagrad",
         "a run whose batch grows may take any number of steps",

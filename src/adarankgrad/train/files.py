@@ -121,7 +121,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def check_undamaged(folder: Path, what: str) -> None:
-    """See that a folder written by `staged_folder` is intact, to resume from it.
+    """See that a folder written by `staged_folder` is intact, to go on from it.
 
     Args:
         folder: The folder.
@@ -133,7 +133,7 @@ def check_undamaged(folder: Path, what: str) -> None:
     fault = find_fault(folder)
     if fault is not None:
         raise UserError(
-            f"cannot resume: the {what} in {folder} are damaged ({fault}). Start again with "
+            f"the {what} in {folder} are damaged ({fault}): restore them, or train again with "
             "--overwrite."
         )
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -197,13 +196,11 @@ class GrowingBatch(Method):
             if self._norms is None:
                 return noise_of_samples(self._sums(step), squared_mean)
             return self._norms.noise(len(step.micro_batches), step.num_samples, squared_mean)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError) as error:  # what torch.func cannot run, too
+        except ValueError as error:
             statistics = self.controller.config.statistics
             raise TrainingError(
-                f"--adadagrad statistics={statistics} does not do for this model "
-                f"({first_line(error)}): statistics=micro-batches do for any."
+                f"--adadagrad statistics={statistics} does not do for this model: "
+                f"{first_line(error)}."
             ) from error
 
     def _sums(self, step: Step) -> SampleSums:

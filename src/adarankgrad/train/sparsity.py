@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,35 @@ class SparsityRequest:
             raise UserError(f"scope {self.scope!r} is unknown: use {' or '.join(SCOPES)}.")
 
 
-def measure_sparsity(request: SparsityRequest) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Subject:
+    """What is pruned, and how it is judged.
+
+    Attributes:
+        model: On its device, in evaluation mode, float32.
+        evaluate: Returns metrics of a model, ``loss`` among them.
+        metric: The one to draw beside the loss, which it may be itself.
+        loss_label: What the loss is.
+    """
+
+    model: nn.Module
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    metric: str
+    loss_label: str
+
+
+def measure_sparsity(
+    request: SparsityRequest, open_run: Callable[[RunRecord, torch.device], Subject] | None = None
+) -> dict[str, Any]:
     """Evaluate a run's model at every density and leave ``sparsity.json`` and a plot in the run.
 
     The weights that are largest in magnitude are kept; embeddings, norms, biases, and an output
     layer that is tied to the embeddings stay whole. Evaluates in float32 on all of the run's
-    validation tokens.
+    validation data.
+
+    Args:
+        request: Which run, and how to prune.
+        open_run: From a run and a device to what is pruned; None: `open_trained`.
 
     Returns:
         The content of sparsity.json, densities falling.
@@ -82,8 +105,59 @@ def measure_sparsity(request: SparsityRequest) -> dict[str, Any]:
     request.check()
     quiet_transformers()
     run = load_run(request.run_dir)
-    device = resolve_device(request.device)
-    model = _load_model(run).to(device).eval()
+    subject = (open_run or open_trained)(run, resolve_device(request.device))
+    options = _options(run, subject.model, request)
+    result = {
+        "run": str(run.path),
+        "powerprop": run.config.get("powerprop"),
+        "scope": request.scope,
+        "double_output": request.doubles_output,
+        "metric": subject.metric,
+        "points": [
+            _at_density(subject, density, options)
+            # Falling, so that each only takes more away from the one before.
+            for density in sorted(set(request.densities), reverse=True)
+        ],
+    }
+    write_atomic(run.path / SPARSITY_NAME, json.dumps(result, indent=1))
+    write_density_figure(run, result, subject.loss_label)
+    return result
+
+
+def open_trained(run: RunRecord, device: torch.device) -> Subject:
+    """Load what ``adarankgrad train`` left: its model, judged on its validation tokens.
+
+    Raises:
+        UserError: The model or the tokens are missing or damaged.
+    """
+    blocks = Blocks(load_tokens(run.path / TOKENS_FOLDER).validation, int(run.config["seq_len"]))
+    folder = model_folder(run)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    model: nn.Module = build_model(ModelPlan(config, folder), seed=0)
+    batch_size = int(run.config["batch_size"])
+
+    return Subject(
+        model.to(device).eval(),
+        lambda model: _language_metrics(model, blocks, batch_size),
+        "accuracy",
+        "validation loss\n(nats per token)",
+    )
+
+
+def model_folder(run: RunRecord) -> Path:
+    """Return where a run left its whole model.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = run.path / MODEL_FOLDER
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no model: train again, or name another run.")
+    return folder
+
+
+def _options(run: RunRecord, model: nn.Module, request: SparsityRequest) -> dict[str, Any]:
+    """Return the arguments of `sparsify` beside the density."""
     head = _output_layer(model)
     is_tied = head is not None and _is_tied(model, head)
     if request.doubles_output and (head is None or is_tied):
@@ -91,44 +165,27 @@ def measure_sparsity(request: SparsityRequest) -> dict[str, Any]:
             f"{run.path}: the output layer is {'tied' if is_tied else 'unknown'}, so it cannot "
             "keep twice the share: leave --double-output out."
         )
-    blocks = Blocks(load_tokens(run.path / TOKENS_FOLDER).validation, int(run.config["seq_len"]))
-    options: dict[str, Any] = {
+    return {
         "scope": request.scope,
         "output_layer": head if request.doubles_output else None,
         "exclude": f"^{head}\\." if is_tied else (),
     }
-    result = {
-        "run": str(run.path),
-        "powerprop": run.config.get("powerprop"),
-        "scope": request.scope,
-        "double_output": request.doubles_output,
-        "points": [
-            asdict(_at_density(model, density, options, blocks, int(run.config["batch_size"])))
-            # Falling, so that each only takes more away from the one before.
-            for density in sorted(set(request.densities), reverse=True)
-        ],
+
+
+def _at_density(subject: Subject, density: float, options: dict[str, Any]) -> dict[str, float]:
+    masks = sparsify(subject.model, density, **options)
+    metrics = subject.evaluate(subject.model)
+    return {
+        "density": density,
+        "num_kept": sum(int(mask.sum()) for mask in masks.values()),
+        "num_weights": sum(mask.numel() for mask in masks.values()),
+        "val_loss": metrics.pop("loss"),
+        **metrics,
     }
-    write_atomic(run.path / SPARSITY_NAME, json.dumps(result, indent=1))
-    write_density_figure(run, result)
-    return result
 
 
-@dataclass(frozen=True)
-class _Point:
-    """The quality at one density: kept weights, loss in nats a token, share of tokens hit."""
-
-    density: float
-    num_kept: int
-    num_weights: int
-    val_loss: float
-    perplexity: float
-    accuracy: float
-
-
-def _at_density(
-    model: nn.Module, density: float, options: dict[str, Any], blocks: Blocks, batch_size: int
-) -> _Point:
-    masks = sparsify(model, density, **options)
+def _language_metrics(model: Any, blocks: Blocks, batch_size: int) -> dict[str, float]:
+    """Return loss in nats a token, perplexity, and the share of tokens that are the likeliest."""
     loss_sum = hits = num_rows = num_targets = 0.0
     for batch in _batches(blocks, batch_size):
         ids = batch.to(next(model.parameters()).device)
@@ -139,28 +196,13 @@ def _at_density(
         num_rows += len(ids)
         num_targets += ids[:, 1:].numel()
     loss = loss_sum / num_rows
-    return _Point(
-        density,
-        sum(int(mask.sum()) for mask in masks.values()),
-        sum(mask.numel() for mask in masks.values()),
-        loss,
-        perplexity(loss),
-        hits / num_targets,
-    )
+    return {"loss": loss, "perplexity": perplexity(loss), "accuracy": hits / num_targets}
 
 
 def _batches(blocks: Blocks, batch_size: int) -> Iterator[Tensor]:
     for start in range(0, len(blocks), batch_size):
         rows = range(start, min(start + batch_size, len(blocks)))
         yield torch.stack([blocks[row]["input_ids"] for row in rows])
-
-
-def _load_model(run: RunRecord) -> nn.Module:
-    folder = run.path / MODEL_FOLDER
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no model: train again, or name another run.")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    return build_model(ModelPlan(config, folder), seed=0)
 
 
 def _output_layer(model: Any) -> str | None:

@@ -75,9 +75,13 @@ class InputNorms:
 
     def _watcher(self, name: str) -> Any:
         def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            # Activation checkpointing runs the layer once more, inside the backward pass.
-            is_recomputed = torch._C._current_graph_task_id() != -1
-            if module.training and not is_recomputed:
+            # Activation checkpointing runs the layer once more, inside the backward pass, and what
+            # differentiates single samples by torch.func runs it on inputs seen before.
+            is_repeated = (
+                torch._C._current_graph_task_id() != -1
+                or torch._C._are_functorch_transforms_active()
+            )
+            if module.training and not is_repeated:
                 self._add(name, args[0].detach())
 
         return watch

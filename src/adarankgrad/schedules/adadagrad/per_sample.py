@@ -55,7 +55,7 @@ def per_sample_sums(
 
     Raises:
         ValueError: batch normalisation in training mode, under which a sample's gradient is not its
-            own; or ``vmap`` cannot run the model, and ``chunk_size`` is above 1.
+            own; or `torch.func` cannot run the model, with this ``chunk_size`` or at all.
 
     Memory: ``chunk_size`` gradients, and the activations of as many samples. Time: a forward and a
     backward pass over the batch.
@@ -101,21 +101,25 @@ def _of_chunk(
     numbers: Callable[[Sample], tuple[Tensor, Tensor]], chunk: Sample
 ) -> tuple[Tensor, Tensor]:
     """Return two numbers of each sample, (b,) each."""
-    if all(len(value) == 1 for value in chunk.values()):
-        squared, inner = numbers(chunk)
-        return squared.reshape(1), inner.reshape(1)
+    is_one = all(len(value) == 1 for value in chunk.values())
 
     def of_one(sample: Sample) -> tuple[Tensor, Tensor]:
         return numbers({name: value.unsqueeze(0) for name, value in sample.items()})
 
     try:
+        if is_one:
+            squared, inner = numbers(chunk)
+            return squared.reshape(1), inner.reshape(1)
         return vmap(of_one, randomness="different")(dict(chunk))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ValueError(
-            "torch.func.vmap cannot run several samples of the model at once; use chunk_size=1"
-        ) from error
+        advice = (
+            ": take statistics of micro-batches"
+            if is_one
+            else " for several samples at once: use chunk_size=1"
+        )
+        raise ValueError(f"torch.func cannot run the model{advice}") from error
 
 
 def _chunks(batch: Sample, chunk_size: int) -> list[dict[str, Tensor]]:
