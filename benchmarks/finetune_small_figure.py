@@ -22,7 +22,7 @@ def draw(tasks: dict[str, dict[str, Any]]) -> bytes:
     figure = new_figure(_HEIGHT_IN * len(tasks), LIGHT)
     panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
     for axes, (name, task) in zip(panels, tasks.items(), strict=True):
-        methods = task["methods"]
+        methods = {label: m for label, m in task["methods"].items() if m["values"]}
         style_axes(axes, LIGHT, title=f"{name}: {task['metric']}", grid="x")
         colours = distinct_colours(list(methods))
         for place, (method, colour) in enumerate(zip(methods.values(), colours, strict=True)):
@@ -31,13 +31,9 @@ def draw(tasks: dict[str, dict[str, Any]]) -> bytes:
             axes.plot([method["median"]] * 2, [place - 0.35, place + 0.35], color=colour, lw=2.2)
         axes.set_yticks(range(len(methods)), [_label(*entry) for entry in methods.items()])
         axes.invert_yaxis()
-    commits = {
-        commit
-        for task in tasks.values()
-        for m in task["methods"].values()
-        for commit in m["commits"]
-    }
-    caption = caption_from(sorted(commits), "benchmarks/finetune_small.py")
+    measured = [method for task in tasks.values() for method in task["methods"].values()]
+    commits = (commit for method in measured for commit in method["commits"])
+    caption = caption_from(commits, "benchmarks/finetune_small.py")
     add_caption(figure, caption, LIGHT)
     return to_png(figure, caption)
 

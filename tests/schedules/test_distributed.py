@@ -46,7 +46,7 @@ def worker(rank, folder):
         said = str(error)
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump({"noise": result, "said": said}, file)
-    gc.collect()  # what holds the group in a cycle keeps its threads past the end, which aborts
+    gc.collect()  # so that nothing holds the group in a cycle until the process ends
     dist.destroy_process_group()
 
 

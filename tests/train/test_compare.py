@@ -91,7 +91,7 @@ def test_a_stopped_run_is_continued_from_its_checkpoint(shared, children, tmp_pa
     resumed, afresh = children[-2:]
     assert resumed == ["--resume", "--output", str(run_dir)]
     assert afresh[-1] == "--overwrite"  # what cannot be continued starts again
-    assert collect(plan)[0].losses
+    assert collect(plan)[0].scores
 
 
 def test_a_diverged_run_is_reported_and_does_not_stop_the_rest(shared, children, tmp_path):
@@ -196,7 +196,7 @@ def test_the_page_sorts_and_runs_no_script_but_its_own(shared, children, tmp_pat
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page
     assert page.count("<script>") == 1
-    losses = [result.losses[0] for result in collect(plan)]
+    losses = [result.scores[0] for result in collect(plan)]
     assert all(f'data-value="{loss}"' in page for loss in losses)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.checks import check_number
-from ..core.patterns import check_patterns
+from ..core.patterns import check_pattern_settings
 
 ADAPTER_NAME = "default"
 """The name peft gives to the only adapter of a model, which ours is."""
@@ -54,9 +54,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         check_number("dropout", self.dropout, low=0.0, high=1.0)
-        for name in ("target_modules", "exclude_modules"):
-            if getattr(self, name) is not None:
-                check_patterns(name, getattr(self, name))
+        check_pattern_settings(self, ("target_modules", "exclude_modules"))
 
     def peft_arguments(self) -> dict[str, Any]:
         """Return these settings as arguments of `peft.LoraConfig`."""

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
+from adarankgrad.compare.kinds import FineTuning
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.values import read_toml_table
 
-_NOT_SHARED = {
-    *("output", "optimizer", "optimizer_args", "lr", "plain_lr", "seed", "method", "adapter")
-}
+_NOT_SHARED = {*FineTuning.decided, "optimizer_args"}
 _LISTS = {
     "optimizers": (
         str,

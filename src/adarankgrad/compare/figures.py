@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -74,9 +75,7 @@ def validation_figure(
     metric: Metric = NATS_PER_TOKEN,
 ) -> Figure:
     """Draw a metric over tokens: the mean over seeds, in a band from lowest to highest."""
-    figure = new_figure(4.8, theme)
-    axes = figure.add_subplot()
-    style_axes(axes, theme, title=f"{metric.title}, mean and range over seeds")
+    figure, axes = _new_axes(f"{metric.title}, mean and range over seeds", theme)
     for result, colour in _with_colours(results):
         tokens, values = _validation_curves(result, metric)
         shown = [i for i, count in enumerate(tokens) if count >= _SHOWN_FROM * tokens[-1]]
@@ -117,9 +116,7 @@ def trade_off_figure(
         metric: What scores are.
         in_bytes: States are bytes of all weights, else shares of AdamW's of projected ones.
     """
-    figure = new_figure(4.8, theme)
-    axes = figure.add_subplot()
-    style_axes(axes, theme, title=f"{metric.title} over optimizer memory")
+    figure, axes = _new_axes(f"{metric.title} over optimizer memory", theme)
     states = [point.state / 2**20 if in_bytes else 100 * point.state for point in points]
     if in_bytes and min(states) * _LOG_FROM < max(states) and min(states) > 0:
         axes.set_xscale("log")
@@ -169,9 +166,7 @@ def rates_figure(
     metric: Metric = NATS_PER_TOKEN,
 ) -> Figure:
     """Draw the first seed's score over the learning rate, at the best plain rate of each."""
-    figure = new_figure(4.8, theme)
-    axes = figure.add_subplot()
-    style_axes(axes, theme, title=f"{metric.title} over learning rate")
+    figure, axes = _new_axes(f"{metric.title} over learning rate", theme)
     for result, colour in _with_colours(results):
         best = _best_by_rate(result, metric)
         rates = sorted(best)
@@ -217,9 +212,9 @@ def _best_by_rate(result: MethodResult, metric: Metric) -> dict[float, float]:
 def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIGHT) -> Figure:
     """Draw why each method's bases were refreshed, in refreshes per weight of the first run."""
     counted = [(r, reasons) for r in results if r.first_run and (reasons := _reasons(r.first_run))]
-    figure = new_figure(1.9 + 0.5 * len(counted), theme)
-    axes = figure.add_subplot()
-    style_axes(axes, theme, title="Why bases were refreshed", grid="x")
+    figure, axes = _new_axes(
+        "Why bases were refreshed", theme, height_in=1.9 + 0.5 * len(counted), grid="x"
+    )
     for position, (_, reasons) in enumerate(reversed(counted)):
         left = 0.0
         for reason, number in reasons.items():
@@ -242,6 +237,15 @@ def refresh_figure(results: list[MethodResult], caption: str, theme: Theme = LIG
 def has_refreshes(results: list[MethodResult]) -> bool:
     """Tell whether any method refreshed a basis; those without any may log ranks all the same."""
     return any(result.first_run and _reasons(result.first_run) for result in results)
+
+
+def _new_axes(
+    title: str, theme: Theme, *, height_in: float = 4.8, grid: str = "y"
+) -> tuple[Figure, Axes]:
+    figure = new_figure(height_in, theme)
+    axes = figure.add_subplot()
+    style_axes(axes, theme, title=title, grid=grid)
+    return figure, axes
 
 
 def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]:

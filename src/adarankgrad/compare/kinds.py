@@ -75,7 +75,7 @@ class Kind(ABC):
         """Return the settings of a method that is only named.
 
         Raises:
-            UserError: The name is unknown, as far as that is known without an import.
+            UserError: Nothing can be of that name; what a dotted path leads to is not looked at.
         """
 
     def has_plain_rate(self, table: dict[str, Any]) -> bool:
@@ -96,10 +96,10 @@ class Kind(ABC):
         Raises:
             UserError: Naming one that may not, or is unknown.
         """
+        allowed = {*self.fields} - {*self.decided} | {*_OF_THE_COMPARISON}
         for name in settings:
             if name in self.decided:
                 raise UserError(f"{name} is decided by the comparison: {self.decided[name]}.")
-            allowed = {*self.fields} - {*self.decided} | {*_OF_THE_COMPARISON}
             self._check_known(name, "setting", allowed)
 
     def check_table(self, label: str, table: dict[str, Any]) -> None:
@@ -113,6 +113,8 @@ class Kind(ABC):
             raise UserError(
                 f'methods.{label} names no {names}: add optimizer = "adamw" or another.'
             )
+        own = {*self.of_a_method, "lrs", "plain_lrs"}
+        allowed = {*self.fields} - {*self.decided} - {*self.common} | own
         for name in table:
             if name in self.decided and name not in self.of_a_method:
                 raise UserError(
@@ -122,8 +124,7 @@ class Kind(ABC):
                 raise UserError(
                     f"{name} of methods.{label} is the same for all methods: set it above them."
                 )
-            allowed = {*self.fields} - {*self.decided} - {*self.common} | {*self.of_a_method}
-            self._check_known(name, f"setting of methods.{label}", allowed | {"lrs", "plain_lrs"})
+            self._check_known(name, f"setting of methods.{label}", allowed)
 
     def _check_known(self, name: str, what: str, allowed: set[str]) -> None:
         if name in self.fields:
@@ -212,17 +213,11 @@ class FineTuning(Kind):
 
     def table_of(self, name: str) -> dict[str, Any]:
         """Return the settings of an adapter with its default optimizer, or of an optimizer."""
-        from adarankgrad.train.optimizers import OPTIMIZERS
+        from adarankgrad.train.optimizers import check_optimizer_name
 
         if name in ADAPTERS:
             return {"method": name}
-        if name not in OPTIMIZERS and "." not in name.strip("."):
-            raise unknown_name(
-                "optimizer or adapter",
-                name,
-                [*OPTIMIZERS, *ADAPTERS],
-                hint=", or the dotted path of a class",
-            )
+        check_optimizer_name(name, what="optimizer or adapter", others=ADAPTERS)
         return {"optimizer": name}
 
     def has_plain_rate(self, table: dict[str, Any]) -> bool:

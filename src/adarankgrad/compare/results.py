@@ -60,11 +60,6 @@ class MethodResult:
         return list(self.metrics.get(self.metric.name, {}).values())
 
     @property
-    def losses(self) -> list[float]:
-        """Validation losses over the seeds."""
-        return list(self.metrics.get(LOSS, {}).values())
-
-    @property
     def mean_score(self) -> list[float]:
         """What methods with runs are compared by; higher is better."""
         means = {name: statistics.fmean(found.values()) for name, found in self.metrics.items()}

@@ -34,6 +34,21 @@ def matching_names(
     return matched
 
 
+def check_pattern_settings(settings: Any, names: Sequence[str]) -> None:
+    """Refuse settings that are neither patterns nor None.
+
+    Args:
+        settings: an object with the settings as attributes.
+        names: of the settings.
+
+    Raises:
+        ValueError: naming the first such setting and its value.
+    """
+    for name in names:
+        if getattr(settings, name) is not None:
+            check_patterns(name, getattr(settings, name))
+
+
 def check_patterns(argument: str, patterns: Any) -> None:
     """Refuse what is not one regular expression or a sequence of them.
 

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..core.checks import check_choice, check_number
 from ..core.layers import is_transposed_linear, unshare_class
-from ..core.patterns import check_patterns, matching_names
+from ..core.patterns import check_pattern_settings, matching_names
 from .power import Power, powered_weights
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,9 +54,7 @@ class PowerpropConfig:
         check_number("alpha", self.alpha, low=1.0)
         check_choice("adam_mode", self.adam_mode, get_args(AdamMode))
         check_choice("decay_on", self.decay_on, get_args(DecayOn))
-        for name in ("include", "exclude"):
-            if getattr(self, name) is not None:
-                check_patterns(name, getattr(self, name))
+        check_pattern_settings(self, ("include", "exclude"))
 
     @property
     def changes_updates(self) -> bool:

@@ -150,11 +150,26 @@ def find_optimizer(name: str) -> OptimizerSpec:
     Raises:
         UserError: There is none of that name.
     """
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
-    if "." in name.strip("."):
-        return _of_another_package(name)
-    raise unknown_name("optimizer", name, list(OPTIMIZERS), hint=", or the dotted path of a class")
+    check_optimizer_name(name)
+    return OPTIMIZERS[name] if name in OPTIMIZERS else _of_another_package(name)
+
+
+def check_optimizer_name(
+    name: str, *, what: str = "optimizer", others: tuple[str, ...] = ()
+) -> None:
+    """See that a name is one of ours or a dotted path, which is not imported.
+
+    Args:
+        name: The name.
+        what: What is asked for, for the message.
+        others: Further names to suggest.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if name not in OPTIMIZERS and "." not in name.strip("."):
+        known = [*OPTIMIZERS, *others]
+        raise unknown_name(what, name, known, hint=", or the dotted path of a class")
 
 
 def allowed_arguments(spec: OptimizerSpec) -> set[str]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...core.checks import check_choice, check_count, check_flag, check_number
-from ...core.patterns import check_patterns
+from ...core.patterns import check_pattern_settings
 from .files import export_values, load_sum
 from .selection import forget_ties, select
 from .small_weights import SmallWeights, all_sites, remove, sites
@@ -86,9 +86,7 @@ class SaRAConfig:
         check_choice("rank_loss_scope", self.rank_loss_scope, ("random", "all"))
         check_count("rank_loss_min_side", self.rank_loss_min_side, low=0)
         check_flag("restart_optimizer", self.restart_optimizer)
-        for name in ("include", "exclude", "train_fully"):
-            if getattr(self, name) is not None:
-                check_patterns(name, getattr(self, name))
+        check_pattern_settings(self, ("include", "exclude", "train_fully"))
         check_count("seed", self.seed, low=0)
 
 
