@@ -1,7 +1,4 @@
-"""Processes that are killed by SIGKILL while they train, and take a moment to start.
-
-A server imports torch and transformers once; every process here is forked from it.
-"""
+"""Processes that are killed by SIGKILL while they train, and take a moment to start."""
 
 from __future__ import annotations
 
@@ -16,17 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = [
-    "pytest",
-    "torch.utils.tensorboard",
-    "torch.distributed.checkpoint",
-    "transformers.models.llama.modeling_llama",
-    "transformers.integrations.integration_utils",
-    "adarankgrad.train.plots",
-    "adarankgrad.train.run",
-    "adarankgrad.integrations.transformers",
-]
+from process_server import CONTEXT
+
 _LONGEST_S = 1.0
 """Within which a training is killed that is killed by the clock."""
 
@@ -104,8 +92,7 @@ def kill_again_and_again(
 
 def start(function: Callable[..., None], *arguments: Any) -> multiprocessing.Process:
     """Start a process that calls a function of a test module."""
-    _CONTEXT.set_forkserver_preload(_PRELOADED)
-    process = _CONTEXT.Process(target=_call, args=(function, arguments))
+    process = CONTEXT.Process(target=_call, args=(function, arguments))
     process.start()
     return process
 
@@ -133,7 +120,7 @@ def was_killed(process: multiprocessing.Process) -> bool:
 
 def _finish(training: Training, *arguments: Any) -> dict[int, int]:
     """Train to the end, and return how much was done in each step."""
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    receiver, sender = CONTEXT.Pipe(duplex=False)
     process = start(_train, training, arguments, None, sender)
     process.join()
     assert process.exitcode == 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from adarankgrad.adapters import PRILoRAConfig, SaRAConfig, prilora, sara
+from workers import run_workers
 
 from .models import causal_loss, tiny_llama, token_batch
 
@@ -60,10 +59,7 @@ def worker(rank, folder):
 def results(tmp_path_factory):
     """What two processes end with."""
     folder = str(tmp_path_factory.mktemp("two_processes"))
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside torch's idle threads; spawning would import for seconds.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        torch.multiprocessing.start_processes(worker, (folder,), nprocs=2, start_method="fork")
+    run_workers(worker, folder)
     return [torch.load(f"{folder}/rank{rank}.pt") for rank in (0, 1)]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from adarankgrad.integrations.transformers import AdaRankGradFactory
+from workers import run_workers
 
 from .conftest import CONFIG
 
@@ -51,8 +50,6 @@ def train(sequences, folder, *, batch_size, resume=None):
 
 
 def worker(rank, port, sequences, folder):
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()  # of the process that this one was forked from
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -77,12 +74,7 @@ def free_port():
 def results(sequences, tmp_path_factory):
     """What two processes end with."""
     folder = str(tmp_path_factory.mktemp("two_processes"))
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside torch's idle threads; spawning would import for seconds.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        torch.multiprocessing.start_processes(
-            worker, (free_port(), sequences, folder), nprocs=2, start_method="fork"
-        )
+    run_workers(worker, free_port(), sequences, folder)
     return [torch.load(f"{folder}/rank{rank}.pt") for rank in (0, 1)]
 
 

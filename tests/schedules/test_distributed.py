@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from adarankgrad.schedules.adadagrad import MicroBatchNorms, SampleNorms
+from workers import run_workers
 
 from .models import NUM_SAMPLES, Sequences, loss_sum, num_targets, tokens
 
@@ -53,7 +54,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    run_workers(worker, str(folder))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

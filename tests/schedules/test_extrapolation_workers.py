@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
+from workers import run_workers
 
 from .extrapolated_models import OPTIMIZERS, Net, batches, loss_of, net
 
@@ -66,10 +66,7 @@ def plain_net() -> Net:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside torch's idle threads; spawning would import for seconds.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        torch.multiprocessing.start_processes(worker, (str(folder),), nprocs=2, start_method="fork")
+    run_workers(worker, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,0 +1,23 @@
+"""A server that imports torch and transformers once, and that other processes are forked from.
+
+It has run nothing and so holds no locks, which a fork of the test's own process would inherit with
+no thread to release them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "torch.utils.tensorboard",
+        "torch.distributed.checkpoint",
+        "transformers.models.llama.modeling_llama",
+        "transformers.integrations.integration_utils",
+        "adarankgrad.train.plots",
+        "adarankgrad.train.run",
+        "adarankgrad.integrations.transformers",
+    ]
+)
