@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adarankgrad.adapters import sara
+from adarankgrad.finetune.tasks.classification import Classification
 from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.files import read_jsonl
@@ -56,6 +57,21 @@ def test_a_classifier_learns_and_its_plain_model_gives_its_predictions(tune, tmp
     assert summary["trainable_parameters"] == 5586  # every weight of the tiny BERT and its head
     saved = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert saved == summary
+
+
+def test_the_best_model_is_judged_again_only_where_it_is_not_the_last(tune, monkeypatch):
+    judged = []
+    evaluate = Classification.evaluate
+
+    def count(self, *inputs):
+        judged.append(None)
+        return evaluate(self, *inputs)
+
+    monkeypatch.setattr(Classification, "evaluate", count)
+    assert tune(output="last", steps=4)["best_step"] == 4
+    assert len(judged) == 1
+    assert tune(output="earlier", steps=12, metric="loss", lr=0.1)["best_step"] < 12
+    assert len(judged) == 1 + 4
 
 
 @pytest.mark.parametrize("method", ["lora", "prilora", "sora"])
@@ -144,6 +160,7 @@ def test_the_model_is_that_of_the_best_checkpoint_which_is_kept(tune, tmp_path):
 
 CASES = {
     "every weight": {"optimizer": "adarankgrad", "max_rank": 4},
+    "batches by length": {"optimizer": "adamw", "group_by_length": True},
     "powers": {"powerprop": {"alpha": 2}},
     "hidden tokens": {"task": "masked-lm", "split_characters": True},
     **{method: {"method": method, "adapter": given} for method, given in ADAPTERS.items()},

@@ -122,6 +122,32 @@ def test_every_pass_serves_every_block_once_in_an_order_given_by_the_seed():
     assert int(late[17]["input_ids"][0]) == firsts[0][17]
 
 
+def test_batches_by_length_serve_every_example_once_with_little_padding():
+    lengths = [1 + (7 * number) % 101 for number in range(403)]
+    size = 4
+    passes = [
+        Shuffled(range(403), 806, 0, lengths=lengths, batch_size=size),
+        Shuffled(range(403), 806, 0, batch_size=size),
+    ]
+    grouped, free = ([data[position] for position in range(403)] for data in passes)
+    assert sorted(grouped) == list(range(403))
+    assert grouped != [passes[0][403 + position] for position in range(403)]
+
+    def num_padded(order):
+        batches = [order[start : start + size] for start in range(0, 400, size)]
+        return sum(size * max(lengths[i] for i in b) - sum(lengths[i] for i in b) for b in batches)
+
+    # Among 200 random lengths up to 101, neighbours differ by half a token.
+    assert num_padded(grouped) < num_padded(free) / 10
+
+
+def test_examples_of_one_length_are_drawn_in_batches_by_chance():
+    data = Shuffled(range(64), 64, 0, lengths=[5] * 64, batch_size=2)
+    order = [data[position] for position in range(64)]
+    assert sorted(order) == list(range(64))
+    assert order != sorted(order)
+
+
 def test_a_block_out_of_range_raises():
     blocks = Blocks(np.zeros(12, dtype=np.uint16), 5)
     assert len(blocks) == 2

@@ -78,6 +78,11 @@ class FinetuneConfig(RunConfig):
         False,
         kind="bool",
     )
+    group_by_length: bool = setting(
+        "Draw batches of examples about as long as each other, so that little is padding.",
+        False,
+        kind="bool",
+    )
     train_examples: int | None = setting(
         "Training examples to use, drawn at random, the same for every seed. Default: all.",
         None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ from adarankgrad.finetune.pretrained import (
 )
 from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
-from adarankgrad.finetune.tasks.interface import Encoded, Task, pad
+from adarankgrad.finetune.tasks.interface import Encoded, Feature, Outcome, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
 from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
@@ -239,8 +239,9 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     if run.checkpoint is None:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
         _create_folder(run, command, prepared, started_from)
-    trainer = fit(run, _parts(run, prepared, train, validation))
-    return _finish(run, trainer, prepared, validation, base_parameters)
+    evaluation = _Evaluation(run, validation.features)
+    trainer = fit(run, _parts(run, prepared, train, evaluation))
+    return _finish(run, trainer, prepared, evaluation, base_parameters)
 
 
 def _create_folder(
@@ -282,7 +283,27 @@ def _encode(run: _Run, name: str) -> Encoded:
     return encoded
 
 
-def _parts(run: _Run, prepared: Prepared, train: Encoded, validation: Encoded) -> Parts:
+class _Evaluation:
+    """Judges a model on the validation examples.
+
+    Attributes:
+        latest: What it found last.
+    """
+
+    def __init__(self, run: _Run, features: list[Feature]) -> None:
+        self._run = run
+        self._features = features
+        self.latest: Outcome | None = None
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        run = self._run
+        self.latest = run.task.evaluate(
+            model, self._features, run.examples.validation, run.tokenizer
+        )
+        return self.latest.metrics
+
+
+def _parts(run: _Run, prepared: Prepared, train: Encoded, evaluation: _Evaluation) -> Parts:
     config, task = run.config, run.task
     pad_token_id = run.tokenizer.pad_token_id
     hook = prepared.hook
@@ -293,7 +314,7 @@ def _parts(run: _Run, prepared: Prepared, train: Encoded, validation: Encoded) -
         train_dataset=task.training_data(train.features, num_samples(config), run.tokenizer),
         eval_dataset=None,
         collate=lambda features: pad(features, pad_token_id),
-        evaluation=_evaluation(run, validation),
+        evaluation=evaluation,
         best_metric=task.best_metric,
         compute_loss=task.compute_loss,
         averages_examples=task.compute_loss is None,
@@ -302,33 +323,23 @@ def _parts(run: _Run, prepared: Prepared, train: Encoded, validation: Encoded) -
     )
 
 
-def _evaluation(run: _Run, validation: Encoded) -> Callable[[Any], dict[str, float]]:
-    def evaluate(model: Any) -> dict[str, float]:
-        outcome = run.task.evaluate(
-            model, validation.features, run.examples.validation, run.tokenizer, is_final=False
-        )
-        return outcome.metrics
-
-    return evaluate
-
-
 def _finish(
     run: _Run,
     trainer: RunTrainer,
     prepared: Prepared,
-    validation: Encoded,
+    evaluation: _Evaluation,
     base_parameters: int,
 ) -> dict[str, Any]:
     """Go back to the best checkpoint, judge it, save the model and report."""
     best_step = trainer.recorder.best_step
     assert best_step is not None
-    if best_step != trainer.state.global_step:
-        trainer.restore(checkpoint_path(run.run_dir, best_step))
     model = prepared.model
+    if best_step != trainer.state.global_step or evaluation.latest is None:
+        trainer.restore(checkpoint_path(run.run_dir, best_step))
+        evaluation(model)
+    assert evaluation.latest is not None
     model.config.use_cache = True
-    outcome = run.task.evaluate(
-        model, validation.features, run.examples.validation, run.tokenizer, is_final=True
-    )
+    outcome = run.task.complete(evaluation.latest, model, run.examples.validation, run.tokenizer)
     lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
     write_atomic(run.run_dir / PREDICTIONS_NAME, lines)
     summary = summarize(

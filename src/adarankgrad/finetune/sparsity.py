@@ -50,8 +50,6 @@ def open_finetuned(run: RunRecord, device: torch.device) -> Subject:
     features = task.encode(examples.validation, tokenizer, max_length).features
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        return task.evaluate(
-            model, features, examples.validation, tokenizer, is_final=False
-        ).metrics
+        return task.evaluate(model, features, examples.validation, tokenizer).metrics
 
     return Subject(model.to(device).eval(), evaluate, task.best_metric, "validation loss")

@@ -7,6 +7,7 @@ continues where it stopped without replaying anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # An encoding takes a hundred times the memory of its text, and freed memory stays in the process.
 _CHARACTERS_AT_ONCE = 1 << 18
+# Batches that share their examples by length: enough for little padding, few enough for chance.
+_BATCHES_SORTED = 50
 
 
 class TokenStreams(NamedTuple):
@@ -140,12 +143,24 @@ class Shuffled(Dataset[dict[str, Tensor]]):
         examples: The data, with a length.
         num_samples: Examples that the run consumes, passes over the data included.
         seed: With the number of the pass, decides the order.
+        lengths: Of the examples; given them, a batch holds examples of about one length.
+        batch_size: How many make a batch.
     """
 
-    def __init__(self, examples: Any, num_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        examples: Any,
+        num_samples: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         self.examples = examples
         self.num_samples = num_samples
         self.seed = seed
+        self._lengths = None if lengths is None else torch.tensor(lengths)
+        self._batch_size = batch_size
         self._pass = -1
         self._order: Tensor = torch.empty(0, dtype=torch.int64)
 
@@ -157,8 +172,22 @@ class Shuffled(Dataset[dict[str, Tensor]]):
             raise IndexError(index)
         number, position = divmod(index, len(self.examples))
         if number != self._pass:
-            generator = torch.Generator().manual_seed((self.seed << 20) + number)
-            self._order = torch.randperm(len(self.examples), generator=generator)
+            self._order = self._order_of(number)
             self._pass = number
         example: dict[str, Tensor] = self.examples[int(self._order[position])]
         return example
+
+    def _order_of(self, number: int) -> Tensor:
+        """Return a random order of one pass, of whole batches where lengths are known."""
+        generator = torch.Generator().manual_seed((self.seed << 20) + number)
+        order = torch.randperm(len(self.examples), generator=generator)
+        if self._lengths is None:
+            return order
+        batches: list[Tensor] = []
+        for window in torch.split(order, _BATCHES_SORTED * self._batch_size):
+            by_length = window[self._lengths[window].argsort(stable=True)]
+            batches += torch.split(by_length, self._batch_size)
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        # A pass may end on a batch that is not full: it stays the last, so that none is torn.
+        shuffled.sort(key=lambda index: len(batches[index]) < self._batch_size)
+        return torch.cat([batches[index] for index in shuffled])

@@ -56,8 +56,6 @@ class CausalLM(TextTask):
         features: Sequence[Feature],
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        is_final: bool,
     ) -> Outcome:
         """Evaluate loss per token and perplexity, and the loss of each block."""
         scores = self.scores(model, features, tokenizer)

@@ -108,25 +108,38 @@ class Instruction(LanguageTask):
         features: Sequence[Feature],
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        is_final: bool,
     ) -> Outcome:
-        """Evaluate loss per token of the answers; at the end, answers generated greedily."""
+        """Evaluate loss per token of the answers."""
         scores = self.scores(model, features, tokenizer)
         metrics = language_metrics(scores)
         predictions = [
             {**example, **score.as_prediction()}
             for example, score in zip(examples, scores, strict=True)
         ]
-        asked = list(examples[: self._num_generated(examples)]) if is_final else []
-        if asked:
-            answers = self._generate(model, asked, tokenizer)
-            judged = [_judge(*pair) for pair in zip(asked, answers, strict=True)]
-            for prediction, judgement in zip(predictions, judged, strict=False):
-                prediction |= judgement
-            metrics["exact_match"] = sum(j["exact_match"] for j in judged) / len(judged)
-            metrics["generated_examples"] = len(judged)
         return Outcome(metrics, predictions)
+
+    def complete(
+        self,
+        outcome: Outcome,
+        model: Any,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Outcome:
+        """Add answers, generated greedily, and how many of them match."""
+        asked = list(examples[: self._num_generated(examples)])
+        if not asked:
+            return outcome
+        answers = self._generate(model, asked, tokenizer)
+        judged = [_judge(*pair) for pair in zip(asked, answers, strict=True)]
+        whole = [
+            prediction | judgement
+            for prediction, judgement in zip(outcome.predictions, judged, strict=False)
+        ]
+        metrics = {
+            "exact_match": sum(judgement["exact_match"] for judgement in judged) / len(judged),
+            "generated_examples": len(judged),
+        }
+        return Outcome(outcome.metrics | metrics, [*whole, *outcome.predictions[len(whole) :]])
 
     def _num_generated(self, examples: Sequence[Example]) -> int:
         if self.config.generate_examples is not None:

@@ -118,7 +118,14 @@ class Task(ABC):
         self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase
     ) -> Dataset[Any]:
         """Return the features in the order in which a run takes them."""
-        return Shuffled(features, num_samples, self.config.seed)
+        lengths = [len(feature["input_ids"]) for feature in features]
+        return Shuffled(
+            features,
+            num_samples,
+            self.config.seed,
+            lengths=lengths if self.config.group_by_length else None,
+            batch_size=self.config.batch_size,
+        )
 
     @abstractmethod
     def evaluate(
@@ -127,10 +134,18 @@ class Task(ABC):
         features: Sequence[Feature],
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        is_final: bool,
     ) -> Outcome:
-        """Evaluate a model on all features; predictions are needed of the final one only."""
+        """Evaluate a model on all features."""
+
+    def complete(
+        self,
+        outcome: Outcome,
+        model: Any,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Outcome:
+        """Add to the best model's outcome what takes too long to be done at every evaluation."""
+        return outcome
 
 
 def text_of(row: Row, column: str, where: str) -> str:

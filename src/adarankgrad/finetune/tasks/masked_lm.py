@@ -65,8 +65,6 @@ class MaskedLM(TextTask):
         features: Sequence[Feature],
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        is_final: bool,
     ) -> Outcome:
         """Evaluate loss, perplexity and accuracy on tokens hidden the same way every time."""
         masked = _Masked(features, len(features), tokenizer, _EVALUATION_SEED)

@@ -121,8 +121,6 @@ class SequenceTask(Task):
         features: Sequence[Feature],
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        is_final: bool,
     ) -> Outcome:
         """Evaluate loss and metrics."""
         logits, loss = self.logits(model, features, tokenizer)
