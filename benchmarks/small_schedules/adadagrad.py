@@ -6,6 +6,7 @@ same seed, so that both reach it. The norm test compares micro-batches of 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,13 +30,13 @@ from small_schedules.study import (
 
 NAME = "adadagrad"
 SMALL, LARGE = "constant 8", "constant 64"
-RATES = (4e-3, 8e-3, 16e-3)
-SAMPLES, LAYERS, EVALUATIONS = 6144, 2, 16
-RUNS: dict[str, Run] = {
-    SMALL: {"micro_batch": 8, "num_micro_batches": 1},
-    LARGE: {"micro_batch": 64, "num_micro_batches": 1},
-    "8 to 64, eta 1": {"micro_batch": 4, "num_micro_batches": 2, "eta": 1.0},
-    "8 to 64, eta 0.5": {"micro_batch": 4, "num_micro_batches": 2, "eta": 0.5},
+RATES, HIGHER_RATES = (4e-3, 8e-3, 16e-3), (8e-3, 16e-3, 32e-3)
+SAMPLES, LAYERS, EVALUATIONS = 4096, 2, 16
+RUNS: dict[str, tuple[Run, Sequence[float]]] = {
+    SMALL: ({"micro_batch": 8, "num_micro_batches": 1}, RATES),
+    LARGE: ({"micro_batch": 64, "num_micro_batches": 1}, HIGHER_RATES),
+    "8 to 64, eta 1": ({"micro_batch": 4, "num_micro_batches": 2, "eta": 1.0}, RATES),
+    "8 to 64, eta 0.5": ({"micro_batch": 4, "num_micro_batches": 2, "eta": 0.5}, HIGHER_RATES),
 }
 
 
@@ -77,7 +78,8 @@ def measure(blocks: Blocks, store: Store, seeds: list[int], scale: float) -> dic
     samples = max(128, round(SAMPLES * scale) // 64 * 64)
     shared = {"samples": samples, "layers": LAYERS, "evaluations": EVALUATIONS}
     found = {
-        label: study.search({"label": label, **shared, **run}, RATES) for label, run in RUNS.items()
+        label: study.search({"label": label, **shared, **run}, rates)
+        for label, (run, rates) in RUNS.items()
     }
     ends = zip(found[SMALL]["runs"], found[LARGE]["runs"], strict=True)
     targets = [max(small["score"], large["score"]) for small, large in ends]

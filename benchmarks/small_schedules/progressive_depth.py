@@ -26,8 +26,8 @@ NAME = "progressive_depth"
 FULL = "full depth"
 LAYERS = (1, 2, 4, 8)
 STARTS = (0.0, 0.05, 0.1, 0.25)  # shares of the steps, as published
-RATES = (2e-3, 4e-3, 8e-3)
-SAMPLES, BATCH_SIZE, EVALUATIONS = 3200, 8, 20
+RATES = (4e-3, 8e-3, 16e-3)
+SAMPLES, BATCH_SIZE, EVALUATIONS = 2880, 8, 16
 RUNS: dict[str, Run] = {
     FULL: {},
     "growing": {"sampling": "constant_low"},

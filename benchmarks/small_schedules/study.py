@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import environment, median, spread
 
-MOST_RATES = 5
+MOST_RATES = 4
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -36,15 +36,16 @@ class Store:
         """Return the result of a run, from its file or by working."""
         digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / part / f"{digest}.json"
-        if path.exists():
-            return dict(json.loads(path.read_text())["result"])
-        result = work(run)
-        _write(path, json.dumps({"run": run, "result": result}))
-        name = f"{part}: {run['label']} lr={run['lr']:g} seed={run['seed']}"
-        print(
-            f"{name}: {result['score']:.4f}, {result['cpu_s']:.1f} s", file=sys.stderr, flush=True
-        )
-        return result
+        if not path.exists():
+            result = work(run)
+            kept = {"run": run, "commit": environment()["commit"], "result": result}
+            _write(path, json.dumps(kept))
+            name = f"{part}: {run['label']}, lr {run['lr']:g}, seed {run['seed']}"
+            outcome = f"{result['score']:.4f}, {result['cpu_s']:.1f} s"
+            print(f"{name}: {outcome}", file=sys.stderr, flush=True)
+        known = json.loads(path.read_text())
+        self.commits.add(known["commit"])
+        return dict(known["result"])
 
 
 @dataclass(frozen=True)
