@@ -19,7 +19,7 @@ from small_schedules.language_model import Blocks, Plain, train
 from small_schedules.study import Result, Run, Store, Study, as_text, over_seeds, rate_text
 
 NAME = "extrapolation"
-SMALL_BATCH, FACTORS, STEP_LENGTHS = 4, (8, 32), (0.1, 0.3)
+SMALL_BATCH, FACTORS, STEP_LENGTHS = 4, (8, 32), (0.1, 0.5)
 SAMPLES, LAYERS, EVALUATIONS = 6144, 2, 8
 RATES = {1: (2e-3, 4e-3, 8e-3), 8: (4e-3, 8e-3, 16e-3), 32: (8e-3, 16e-3, 32e-3)}
 

@@ -88,7 +88,8 @@ def train(run: Run, blocks: Blocks, method_class: type[Plain] = Plain) -> Result
     rows: list[dict[str, Any]] = []
     while seen < run["samples"]:
         method.begin_step(step)
-        batch = samples[seen : seen + run["micro_batch"] * method.num_micro_batches]
+        batch_size = run["micro_batch"] * method.num_micro_batches
+        batch = samples[seen : seen + batch_size]  # less at the end
         parts = batch.split(run["micro_batch"])
         seen, step = seen + len(batch), step + 1
         operations += flops.of(batch.numel(), SEQ_LEN) or 0
@@ -103,7 +104,7 @@ def train(run: Run, blocks: Blocks, method_class: type[Plain] = Plain) -> Result
         optimizer.step()
         optimizer.zero_grad()
         if seen >= interval * (len(rows) + 1) or seen == run["samples"]:
-            row = {"step": step, "samples": seen, "flops": operations, "batch": len(batch)}
+            row = {"step": step, "samples": seen, "flops": operations, "batch_size": batch_size}
             rows.append({**row, "val_loss": validation_loss(model, held_out)})
     cpu_s = time.process_time() - start_s
     return {"score": rows[-1]["val_loss"], "rows": rows, "cpu_s": cpu_s}

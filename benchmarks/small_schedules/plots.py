@@ -64,7 +64,7 @@ def _loss_over(key: str, label: str, unit: float = 1.0) -> Callable[[Axes, dict[
 
 
 def _batch_over_samples(axes: Axes, methods: dict[str, Any]) -> None:
-    _lines(axes, methods, "samples", "batch", 1.0)
+    _lines(axes, methods, "samples", "batch_size", 1.0)
     style_axes(axes, LIGHT, title="Batch size")
     axes.set_xlabel("samples")
     axes.set_ylabel("samples a step")
