@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/schedules_small.py`, a file each, and what they share."""
