@@ -64,6 +64,7 @@ def load_examples(config: FinetuneConfig, task: Task) -> Examples:
     if not train or not validation:
         part = "validation" if train else "training"
         raise UserError(f"{config.data} leaves no {part} examples: give more data.")
+    notes += [f"warning: {doubt}" for doubt in task.doubts(train, columns)]
     notes += _shared_examples(train, validation)
     return Examples(train, validation, columns, tuple(notes))
 

@@ -95,6 +95,10 @@ class Task(ABC):
     ) -> None:
         """See that the examples fit the task and each other, and note what the model needs."""
 
+    def doubts(self, train: Sequence[Example], columns: Columns) -> list[str]:
+        """Return lines about examples that can be learnt, and may not be what was meant."""
+        return []
+
     def stratum(self, example: Example) -> Hashable:
         """Return what a random part of the examples must have its share of."""
         return None
