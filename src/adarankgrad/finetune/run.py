@@ -68,6 +68,7 @@ from adarankgrad.train.loop import (
     run_in_folder,
 )
 from adarankgrad.train.measure import reset_peak_memory
+from adarankgrad.train.quiet import peft_warnings_ignored
 from adarankgrad.train.settings import (
     RUN_NAME,
     given_settings,
@@ -147,11 +148,9 @@ def check_request(config: FinetuneConfig) -> None:
 
 @contextmanager
 def _known_warnings_ignored() -> Iterator[None]:
-    with warnings.catch_warnings():
+    with peft_warnings_ignored():
         # Checkpoints of SoRA hold gates; what is delivered has none.
         warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
-        # peft asks by the old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
 
 

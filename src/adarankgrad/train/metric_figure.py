@@ -44,7 +44,7 @@ def metric_figure(run: RunRecord, caption: str, theme: Theme = LIGHT) -> Figure:
             zorder=3 if is_first else 2,
         )
     axes.axvline(run.summary["best_step"], color=theme.ink, linewidth=0.9, alpha=0.5)
-    axes.set_xlabel("step (the line marks the model's)")
+    axes.set_xlabel("step (line: of the model that was kept)")
     axes.set_ylabel("value at evaluation")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
