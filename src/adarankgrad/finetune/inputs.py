@@ -25,9 +25,9 @@ def check_inputs(config: FinetuneConfig, *, resume: bool) -> None:
     """
     check_model(config.model)
     if not resume:
-        for name in (config.data, config.validation):
-            if name is not None:
-                check_data(name)
+        check_data(config.data)
+        if config.validation is not None:
+            check_data(config.validation, "--validation")
 
 
 def check_model(name: str) -> None:
