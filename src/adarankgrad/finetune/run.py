@@ -38,6 +38,7 @@ from adarankgrad.finetune.pretrained import (
     load_config,
     load_model,
     load_tokenizer,
+    most_tokens,
 )
 from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
@@ -180,6 +181,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     config = with_steps(config, len(examples.train))
     task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
+    task.check_answers(examples.validation, tokenizer, most_tokens(model_config, tokenizer))
     method.check(build_empty(config, task, model_config))
     check_writable(run_dir)
     return _Run(

@@ -112,6 +112,11 @@ class Task(ABC):
     ) -> None:
         """See that a tokenizer can do what the task needs."""
 
+    def check_answers(  # noqa: B027 - most tasks generate none
+        self, validation: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    ) -> None:
+        """See that what is generated at the end fits into the tokens that the model can read."""
+
     @abstractmethod
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
