@@ -116,6 +116,7 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
             {"task": "instruction"},
             "no column known to hold the prompt: name one of sentence, label with --prompt-column",
         ),
+        ({"eval_examples": 1}, "raise --eval-examples, or give other validation data"),
         ({"pair_column": "label"}, "--pair-column is for --task pair-classification"),
         ({"task": "pair-classification"}, "no two columns known to hold a pair"),
         ({"adapter": "rank=8"}, "--adapter is for lora, prilora, sora and sara"),

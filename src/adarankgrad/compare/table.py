@@ -99,13 +99,14 @@ def _state_of_trained(result: MethodResult) -> dict[str, SortCell]:
 def _operations(operations: Operations) -> dict[str, SortCell]:
     """Return the operations in all, and to the loss of the first method as a ratio to its own."""
     ratio, to_loss = operations.ratio, operations.to_loss
+    seeds = f"{operations.num_reached} of {len(to_loss)} seeds"
+    is_mixed = 0 < operations.num_reached < len(to_loss)
     if ratio is None:
-        reached = SortCell("not reached" if to_loss else ABSENT, None)
+        text = "not reached" if to_loss else ABSENT
+        reached = SortCell(text, None, f"reached on {seeds}" * is_mixed)
     else:
-        reached = SortCell(f"× {ratio:.2f}", ratio, format_count(operations.median_to_loss))
-    if 0 < operations.num_reached < len(to_loss):
-        seeds = f"reached on {operations.num_reached} of {len(to_loss)} seeds"
-        reached = reached._replace(note=", ".join(filter(None, (reached.note, seeds))))
+        text = f"× {ratio:.2f}" + f" ({seeds})" * is_mixed
+        reached = SortCell(text, ratio, format_count(operations.median_to_loss))
     return {
         OPERATIONS: SortCell(format_count(operations.total), operations.total),
         f"{OPERATIONS} to the loss of {operations.reference}": reached,
