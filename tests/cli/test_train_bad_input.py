@@ -44,7 +44,10 @@ BAD_FLAGS = {
     "missing data": ({"data": "absent.txt"}, ["absent.txt", "does not exist"]),
     "missing folder": ({"data": "no/such/folder/"}, ["no/such/folder", "does not exist"]),
     "empty glob": ({"data": "*.jsonl"}, ["*.jsonl", "does not exist"]),
-    "missing validation": ({"validation": "absent.txt"}, ["absent.txt"]),
+    "missing validation": (
+        {"validation": "absent.txt"},
+        ["--validation 'absent.txt' does not exist"],
+    ),
     "unknown hub name": ({"data": "nobody/nothing"}, ["nobody/nothing", "hub"]),
     "too little data": ({"batch-size": 4000}, ["64000", "--batch-size"]),
     "too few tokens": ({"batch-size": 700}, ["tokens", "11200", "--batch-size"]),

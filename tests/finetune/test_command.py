@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,12 +104,19 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
             "is no folder: fetch it with adarankgrad fetch-model minilm --output models/minilm.",
         ),
         ({"model": "owner/name"}, "is no folder here, and the hub cannot be asked for it"),
-        ({"data": "nothing.csv"}, "'nothing.csv' does not exist"),
+        ({"data": "nothing.csv"}, "data 'nothing.csv' does not exist"),
+        ({"validation": "nothing.csv"}, "--validation 'nothing.csv' does not exist"),
         ({"epochs": 1}, "give --steps or --epochs, one of them"),
         ({"steps": None}, "give --steps or --epochs, one of them"),
         ({"max_length": 64}, "max_length = 64 is more than the 32 tokens"),
         ({"metric": "bleu"}, "unknown metric of classification 'bleu'"),
         ({"text_column": "text"}, "no column 'text': name one of sentence, label"),
+        ({"label_column": "class"}, "no column 'class': name one of sentence, label"),
+        (
+            {"task": "instruction"},
+            "no column known to hold the prompt: name one of sentence, label with --prompt-column",
+        ),
+        ({"eval_examples": 1}, "raise --eval-examples, or give other validation data"),
         ({"pair_column": "label"}, "--pair-column is for --task pair-classification"),
         ({"task": "pair-classification"}, "no two columns known to hold a pair"),
         ({"adapter": "rank=8"}, "--adapter is for lora, prilora, sora and sara"),
@@ -126,6 +134,21 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
         ({"method": "sara", "adapter": "restart_optimizer=no"}, "must be True or False, got 'no'"),
         ({"method": "sora", "adapter": "train_gates=no"}, "must be True or False, got 'no'"),
         ({"method": "lora", "adapter": "target_modules=conv"}, "'conv' match no module"),
+        ({"method": "prilora", "adapter": "target_modules=conv"}, "'conv' match no module"),
+        ({"method": "sora", "adapter": "target_modules=conv"}, "'conv' match no module"),
+        ({"method": "sara", "adapter": "include=conv"}, "'conv' matches no trainable parameter"),
+        ({"method": "sara", "adapter": "exclude=conv"}, "'conv' matches no trainable parameter"),
+        ({"powerprop": "alpha=2,include=conv"}, "'conv' matches no trainable parameter"),
+        ({"powerprop": "alpha=0.5"}, "--powerprop: alpha must be at least 1"),
+        (
+            {"adadagrad": "max_batch_size=8,eta=0", "gradient_accumulation": 2},
+            "--adadagrad: eta must be above 0",
+        ),
+        ({"extrapolation": "step=-1"}, "--extrapolation: step must be at least 0"),
+        (
+            {"extrapolation": "step=0.1", "optimizer": "torch.optim.LBFGS", "lr": 1},
+            "evaluates the loss several times a step",
+        ),
         (
             {"method": "lora", "adadagrad": "max_batch_size=1"},
             "max_batch_size = 1 is below the batch at the start",
@@ -199,6 +222,35 @@ def test_an_adapter_is_no_model_to_start_from(refused, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     line = refused(model=folder)
     assert "is an adapter of models/llama, not a model: name the base model" in line
+
+
+def test_an_adapter_whose_settings_are_damaged_is_none_either(refused, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for content in ("{broken", "[]"):
+        (folder / "adapter_config.json").write_text(content)
+        assert f"{folder} is an adapter, not a model" in refused(model=folder)
+
+
+def test_answers_that_the_model_has_no_positions_for_are_refused(refused, inputs):
+    asked = {"task": "instruction", "data": inputs / "train.jsonl", "model": inputs / "chat"}
+    # The tiny model reads 64 tokens.
+    line = refused(**asked, validation=inputs / "dev.jsonl", max_new_tokens=60)
+    longest, room = map(int, re.findall(r"prompt of (\d+) .* to (\d+), or give", line)[0])
+    assert longest + room == 64
+    assert "more than the 64" in line
+    line = refused(**asked, validation=inputs / "dev.jsonl", max_new_tokens=room + 1)
+    assert f"lower --max-new-tokens to {room}, or give --generate-examples 0" in line
+
+
+def test_prompts_longer_than_the_model_reads_are_refused(refused, inputs, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [json.dumps({"question": "what is " * 80, "answer": "3"}) for _ in range(12)]
+    path.write_text("\n".join(rows))
+    asked = {"task": "instruction", "data": path, "model": inputs / "chat"}
+    assert "no answer begins within 64 tokens" in refused(**asked)
+    line = refused(**asked, generate_examples=1)
+    assert "more than the 64" in line and "can read: give --generate-examples 0" in line
 
 
 def test_a_chat_needs_a_template(refused, inputs, tmp_path):

@@ -14,11 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adarankgrad.adapters import sara
+from adarankgrad.finetune import FinetuneConfig, finetune
+from adarankgrad.finetune.examples import load_examples
 from adarankgrad.finetune.tasks.classification import Classification
+from adarankgrad.finetune.tasks.find import find_task
 from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
+from adarankgrad.train.figure_style import LIGHT
 from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.flow import Flow
+from adarankgrad.train.plots import plot_makers
+from adarankgrad.train.record import load_run
 from run_folders import rows
 
 ADAPTERS = {
@@ -266,14 +272,44 @@ def test_a_signal_stops_the_run_and_says_how_to_continue(tune, monkeypatch, tmp_
         tune()
 
 
-def test_a_finished_run_has_a_report_with_its_evaluations(settings, tmp_path):
-    from adarankgrad.finetune import FinetuneConfig, finetune
+def test_the_metrics_of_a_task_are_drawn_over_steps_the_chosen_one_first(tune, tmp_path):
+    tune(metric="f1", eval_every=2)
+    run = load_run(tmp_path / "run")
+    assert run.task_metrics == ["f1", "accuracy", "matthews"]
+    (axes,) = plot_makers(run)["metric"](LIGHT).axes
+    first, *_, best = axes.get_lines()
+    assert list(first.get_xdata()) == [2, 4, 6, 8]
+    assert list(first.get_ydata()) == [row["f1"] for row in run.evals]
+    assert list(best.get_xdata()) == [run.summary["best_step"]] * 2
 
+
+def test_a_task_without_another_metric_than_the_loss_has_no_such_figure(tune, tmp_path):
+    tune("causal-lm", steps=2, eval_every=2)
+    assert "metric" not in plot_makers(load_run(tmp_path / "run"))
+
+
+def test_numbers_that_may_be_classes_are_told_and_learnt(tune, settings, inputs):
+    def notes(**changes):
+        config = FinetuneConfig.from_settings(settings("regression", **changes))
+        return load_examples(config, find_task(config)).notes
+
+    said = "warning: column 'label' holds only the whole numbers 0, 1: if they are classes, use"
+    films = {"data": str(inputs / "train.tsv"), "validation": str(inputs / "dev.tsv")}
+    pairs = {name: path.replace(".tsv", "_pairs.tsv") for name, path in films.items()}
+    assert f"{said} --task classification" in notes(**films)
+    assert f"{said} --task pair-classification" in notes(**pairs)
+    assert not any("classes" in note for note in notes())
+    assert tune("regression", steps=1, **films)["metrics"]["loss"] > 0
+
+
+def test_a_finished_run_has_a_report_with_its_evaluations(settings, tmp_path):
     finetune(FinetuneConfig.from_settings(settings()))
     page = Path(tmp_path / "run" / "report.html").read_text()
-    for part in ("fine-tuned for classification with AdamW", "Evaluations", "matthews"):
+    for part in ("fine-tuned for classification with AdamW", "Evaluations", "Metrics over steps"):
         assert part in page
+    assert "<th>Step</th>" in page and "training flops" not in page
     assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == {
         "loss.png",
         "memory.png",
+        "metric.png",
     }

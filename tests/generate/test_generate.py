@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,12 @@ def test_an_adapter_is_loaded_on_its_base_model(model_folder, adapter):
     text = write(adapter)["text"]
     assert text == write(adapter.parent / "merged")["text"]
     assert text != write(model_folder)["text"]
+
+
+def test_an_adapter_is_read_without_a_word_of_peft(adapter):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert write(adapter)["num_new_tokens"] == 8
 
 
 def test_an_adapter_of_another_task_is_refused(adapter):

@@ -37,6 +37,18 @@ def write_fake_run(
     return folder
 
 
+def write_counted_run(folder: Path, *, per_token: int, is_growing: bool, **summary) -> Path:
+    """Write a finished run with operations, all at one cost a token."""
+    run_dir = write_fake_run(folder, "adamw", num_logs=8, **summary)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"training_flops": row["tokens"] * per_token}) for row in rows]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines))
+    if is_growing:
+        with (run_dir / "config.toml").open("a") as file:
+            file.write("[progressive_depth]\nlayers = [1, 4]\nstarts = [0, 20]\n")
+    return run_dir
+
+
 def _loss(step: int) -> float:
     return 3.2 + 5.1 * math.exp(-step / 40) + 0.05 * math.sin(step)
 

@@ -1,17 +1,14 @@
 """Operations by formula against torch's own count, and what a loss cost in them."""
 
-import json
-
 import pytest
 import torch
-from fake_run import write_fake_run
+from fake_run import write_counted_run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from adarankgrad.schedules.depth import DepthConfig, ProgressiveDepth
 from adarankgrad.train.comparison import comparison_table, write_comparison
-from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.flops import TrainingFlops
 from adarankgrad.train.plots import plot_makers
 from adarankgrad.train.record import load_run
@@ -69,18 +66,6 @@ def test_frozen_weights_cost_no_gradient_of_their_own():
 def test_what_the_formula_does_not_cover_is_not_counted_at_all(layer):
     assert TrainingFlops(nn.Sequential(nn.Linear(4, 4), layer)).of(1, 1) is None
     assert TrainingFlops(nn.Sequential(nn.Linear(4, 4))).of(2, 1) == 2 * 6 * 16
-
-
-def write_counted_run(folder, *, per_token: int, is_growing: bool, **summary):
-    """A finished run with operations, all at one cost a token."""
-    run_dir = write_fake_run(folder, "adamw", num_logs=8, **summary)
-    rows = read_jsonl(run_dir / "metrics.jsonl")
-    lines = [json.dumps(row | {"training_flops": row["tokens"] * per_token}) for row in rows]
-    (run_dir / "metrics.jsonl").write_text("\n".join(lines))
-    if is_growing:
-        with (run_dir / "config.toml").open("a") as file:
-            file.write("[progressive_depth]\nlayers = [1, 4]\nstarts = [0, 20]\n")
-    return run_dir
 
 
 @pytest.fixture(scope="module")

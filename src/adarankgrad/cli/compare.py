@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from adarankgrad.cli.options import config_option, flag, option, option_for, parse_flags
+from adarankgrad.cli.options import (
+    config_option,
+    flag,
+    option,
+    option_for,
+    parse_flags,
+    with_default,
+)
 from adarankgrad.compare.kinds import FineTuning
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.train.config import TrainConfig
@@ -26,7 +33,7 @@ _LISTS = {
     ),
     "lrs": (float, "Learning rates to try for each method. Default: the one of training."),
     "plain_lrs": (float, "The same for embeddings, head and norms; every pair is tried."),
-    "seeds": (int, "Rates are chosen on the first, and used on all.  [default: 0]"),
+    "seeds": (int, "Rates are chosen on the first, and used on all."),
 }
 
 
@@ -46,7 +53,10 @@ def _setting_options() -> Iterator[inspect.Parameter]:
 
 def _list_option(name: str) -> inspect.Parameter:
     declaration = typer.Option(
-        f"--{name.replace('_', '-')}", help=_LISTS[name][1], show_default=False, metavar="A,B,..."
+        f"--{name.replace('_', '-')}",
+        help=with_default(_LISTS[name][1], "0" if name == "seeds" else None),
+        show_default=False,
+        metavar="A,B,...",
     )
     return option(name, Annotated[str | None, declaration])
 

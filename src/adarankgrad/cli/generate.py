@@ -56,7 +56,6 @@ def generate(
         device,
         trust_remote_code,
     )
-    request.check()
 
     from adarankgrad.generate.generate import generate_text
 

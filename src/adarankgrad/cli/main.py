@@ -97,7 +97,19 @@ def _app() -> Any:
     for module_name, command in _COMMANDS:
         module = importlib.import_module(module_name)
         app.command(command.replace("_", "-"))(getattr(module, command))
-    return app
+    command_line = typer.main.get_command(app)
+    _keep_brackets(command_line)
+    return command_line
+
+
+def _keep_brackets(command: Any) -> None:
+    """Escape what rich would take for markup and leave out, in the help of all commands."""
+    from rich.markup import escape
+
+    for part in (command, *command.params):
+        part.help = part.help and escape(part.help)
+    for subcommand in getattr(command, "commands", {}).values():
+        _keep_brackets(subcommand)
 
 
 def _version() -> str:

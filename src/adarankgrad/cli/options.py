@@ -24,7 +24,11 @@ _METAVARS = {
 
 
 def option_for(
-    spec: Field[Any], short_flag: str | None = None, panel: str | None = None
+    spec: Field[Any],
+    short_flag: str | None = None,
+    panel: str | None = None,
+    help_text: str | None = None,
+    default: str | None = None,
 ) -> inspect.Parameter:
     """Make the flag of one setting.
 
@@ -32,24 +36,28 @@ def option_for(
         spec: The setting.
         short_flag: Another spelling of the flag.
         panel: Heading of the part of the help it stands in.
+        help_text: In place of the setting's own.
+        default: What is shown as that, in place of the setting's own.
     """
     kind = spec.metadata["kind"]
     if kind == "bool":
         return _switch_for(spec, panel)
-    default = (
-        ""
-        if spec.default in (None, "") or not isinstance(spec.default, str | int | float)
-        else (f"  [default: {spec.default}]")
-    )
+    if default is None and spec.default != "" and isinstance(spec.default, str | int | float):
+        default = str(spec.default)
     declaration = typer.Option(
         *([short_flag] if short_flag else []),
         f"--{spec.name.replace('_', '-')}",
-        help=spec.metadata["help"] + default,
+        help=with_default(help_text or spec.metadata["help"], default),
         show_default=False,
         metavar=_METAVARS[kind],
         rich_help_panel=panel,
     )
     return option(spec.name, Annotated[str | None, declaration])
+
+
+def with_default(help_text: str, default: str | None) -> str:
+    """Return a help text with a default, which typer would put in parentheses."""
+    return help_text if default is None else f"{help_text}  [default: {default}]"
 
 
 def _switch_for(spec: Field[Any], panel: str | None) -> inspect.Parameter:

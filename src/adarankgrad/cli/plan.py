@@ -24,6 +24,19 @@ _SETTINGS = (
     "min_rank",
     "energy",
 )
+PLANNED = (
+    "adarankgrad",
+    "adarankgrad-low-memory",
+    "adarankgrad-published",
+    "galore",
+    "fira",
+    "orthogonalized-sgd",
+    "adamw",
+    "adamw-8bit",
+    "lora",
+)
+"""What can be planned for, without importing what knows it."""
+_OWN_HELP = {"optimizer": f"Whose switches are compared: {', '.join(PLANNED)}."}
 _SHORT_FLAGS = {"batch_size": "--batch", "seq_len": "--seq"}
 
 
@@ -38,7 +51,10 @@ def _text_option(name: str, help_text: str, default: str | None, metavar: str) -
 
 
 _PARAMETERS = [
-    *(option_for(FIELDS[name], _SHORT_FLAGS.get(name)) for name in _SETTINGS),
+    *(
+        option_for(FIELDS[name], _SHORT_FLAGS.get(name), help_text=_OWN_HELP.get(name))
+        for name in _SETTINGS
+    ),
     _text_option("device", "Where training will run: cuda or cpu.", "cuda", "TEXT"),
     _text_option("gpu", "Memory to stay within, such as 24GiB.", None, "SIZE"),
     flag("json", "Print the plan as one JSON object, the last line of standard output."),

@@ -16,10 +16,11 @@ from adarankgrad.train.errors import UserError
 from adarankgrad.train.run_config import read_toml
 
 _DEFAULT_STEPS = 200
-
+_DEFAULTS = {"steps": str(_DEFAULT_STEPS), "eval_every": "the steps"}
+"""What is another default than that of training."""
 
 _PARAMETERS = [
-    *(option_for(spec) for spec in FIELDS.values()),
+    *(option_for(spec, default=_DEFAULTS.get(name)) for name, spec in FIELDS.items()),
     config_option(),
     option("runs", Annotated[int, typer.Option(help="Most runs.", min=1, max=8)], 8),
     option("workers", Annotated[int, typer.Option(help="Runs at a time.", min=1)], 1),

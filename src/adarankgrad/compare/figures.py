@@ -25,6 +25,7 @@ from adarankgrad.train.figure_style import (
     style_axes,
     use_count_axis,
 )
+from adarankgrad.train.figures import LOSS_AXES
 from adarankgrad.train.record import RunRecord
 
 REASON_COLOURS = {
@@ -73,13 +74,25 @@ def validation_figure(
     theme: Theme = LIGHT,
     *,
     metric: Metric = NATS_PER_TOKEN,
+    over: str = "tokens",
 ) -> Figure:
-    """Draw a metric over tokens: the mean over seeds, in a band from lowest to highest."""
+    """Draw a metric over tokens or operations: the mean over seeds, from lowest to highest.
+
+    Args:
+        results: Of methods; those whose operations were not counted are not drawn over them.
+        caption: Below the figure.
+        theme: Light or dark.
+        metric: What is drawn.
+        over: One of `LOSS_AXES`; depths drawn by seed make operations differ, of which the mean
+            is taken.
+    """
     figure, axes = _new_axes(f"{metric.title}, mean and range over seeds", theme)
     for result, colour in _with_colours(results):
-        tokens, values = _validation_curves(result, metric)
-        shown = [i for i, count in enumerate(tokens) if count >= _SHOWN_FROM * tokens[-1]]
-        at = [tokens[i] for i in shown]
+        if any(row.get(over) is None for run in result.runs.values() for row in run.evals):
+            continue
+        counts, values = _validation_curves(result, metric, over)
+        shown = [i for i, count in enumerate(counts) if count >= _SHOWN_FROM * counts[-1]]
+        at = [counts[i] for i in shown]
         curves = np.array([[values[run][i] for i in shown] for run in range(len(values))])
         axes.fill_between(
             at, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.16, linewidth=0
@@ -93,8 +106,9 @@ def validation_figure(
             label=result.method.label,
         )
     axes.set_ylabel(metric.axis)
-    use_count_axis(axes, "training tokens")
-    add_legend(axes, theme)
+    use_count_axis(axes, LOSS_AXES[over])
+    if axes.get_legend_handles_labels()[0]:
+        add_legend(axes, theme)
     add_caption(figure, caption, theme)
     return figure
 
@@ -255,12 +269,12 @@ def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]
 
 
 def _validation_curves(
-    result: MethodResult, metric: Metric
+    result: MethodResult, metric: Metric, over: str
 ) -> tuple[list[float], list[list[float]]]:
     curves = [run.evals for run in result.runs.values()]
     common = min(len(rows) for rows in curves)
-    tokens = [row["tokens"] for row in curves[0][:common]]
-    return tokens, [[metric.at(row) for row in rows[:common]] for rows in curves]
+    counts = [statistics.fmean(rows[i][over] for rows in curves) for i in range(common)]
+    return counts, [[metric.at(row) for row in rows[:common]] for rows in curves]
 
 
 def _state_share(result: MethodResult) -> float | None:

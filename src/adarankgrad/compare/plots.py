@@ -16,6 +16,7 @@ from adarankgrad.compare.figures import (
     trade_offs,
     validation_figure,
 )
+from adarankgrad.compare.operations import operations_of
 from adarankgrad.compare.plan import Cell, Plan
 from adarankgrad.compare.results import MethodResult
 from adarankgrad.train import page
@@ -34,6 +35,7 @@ def titles(plan: Plan) -> dict[str, str]:
     return {
         "metric": f"{word} over tokens",
         "loss": "Loss over tokens",
+        "loss_over_operations": "Loss over operations",
         "trade_off": f"{word} over memory",
         "rates": f"{word} over learning rate",
         "refreshes": "Why bases were refreshed",
@@ -53,6 +55,9 @@ def notes(plan: Plan) -> dict[str, str]:
     return {
         "metric": curve,
         "loss": curve,
+        "loss_over_operations": (
+            f"{curve} While the depth grows, validation runs the layers there are."
+        ),
         "trade_off": f"{direction} is better, left is less memory. {state}",
         "rates": (
             "On the first seed, at the best plain rate of each; rings mark the chosen rates. Where "
@@ -102,6 +107,10 @@ def _plots(
         curves = {"loss": plan.kind.loss} | ({} if metric.is_loss else {"metric": metric})
         for name, shown in curves.items():
             draw[name] = partial(validation_figure, results, caption, metric=shown)
+    if any(cost and cost.total is not None for cost in operations_of(results)):
+        draw["loss_over_operations"] = partial(
+            validation_figure, results, caption, metric=plan.kind.loss, over="training_flops"
+        )
     if points := trade_offs(results, in_bytes=in_bytes):
         draw["trade_off"] = partial(
             trade_off_figure, points, caption, metric=metric, in_bytes=in_bytes

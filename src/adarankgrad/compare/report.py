@@ -14,11 +14,12 @@ from typing import Any
 from rich.table import Table
 
 from adarankgrad.compare.cells import describe_cell
+from adarankgrad.compare.operations import has_growing_depth, operations_of
 from adarankgrad.compare.plan import Cell, Plan
 from adarankgrad.compare.plots import draw_plots, notes, ranks_name, titles
 from adarankgrad.compare.reproduction import FRESH_FOLDER, comparison_toml
 from adarankgrad.compare.results import RATES, MethodResult, collect, in_words
-from adarankgrad.compare.table import row_of, terminal_table
+from adarankgrad.compare.table import rows_of, terminal_table
 from adarankgrad.train import page
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import describe_environment
@@ -39,6 +40,12 @@ _STATE = {
 }
 """How state is compared, where methods train the same weights and where they do not."""
 
+_OPERATIONS = (
+    " Operations are those of forward and backward passes, by formula; those to the loss of the "
+    "first method end where a run's validation first is as good as that method's last at the seed: "
+    "the median over seeds, as a multiple of the first method's operations in all."
+)
+
 
 def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
     """Write ``results.json``, ``plots/`` and ``report.html`` into the comparison's folder.
@@ -55,7 +62,7 @@ def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "settings": plan.shared,
         "metric": plan.metric.name,
-        "methods": [result.as_dict(plan) for result in results],
+        "methods": _numbers(plan, results),
         "environment": _environment(results, workers),
         "report": str(plan.output / REPORT_NAME),
     }
@@ -71,6 +78,14 @@ def write_results(plan: Plan, *, workers: int = 1) -> dict[str, Any]:
     html = page.page(_title(plan, results), _opening(plan, results), sections, is_sortable=True)
     write_atomic(plan.output / REPORT_NAME, html)
     return content
+
+
+def _numbers(plan: Plan, results: list[MethodResult]) -> list[dict[str, Any]]:
+    """Return the numbers of every method, its operations too where any method's depth grows."""
+    return [
+        result.as_dict(plan) | ({} if operations is None else operations.as_dict())
+        for result, operations in zip(results, operations_of(results), strict=True)
+    ]
 
 
 def results_table(plan: Plan) -> Table:
@@ -132,7 +147,7 @@ def _count(number: int, what: str) -> str:
 
 def _result_sections(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
     """Yield the table, and what happened where there is no result."""
-    rows = [row_of(result, plan.kind) for result in results]
+    rows = rows_of(results, plan.kind)
     headers = list(rows[0])
     sources = {run.summary.get("peak_bytes_source") for r in results for run in r.runs.values()}
     of_process = " Peak memory on a CPU is that of the whole process."
@@ -142,7 +157,7 @@ def _result_sections(plan: Plan, results: list[MethodResult]) -> Iterator[str]:
         page.paragraph(
             "Click a column's title to sort. Numbers are means over the seeds, at the rates chosen "
             f"on the first; ± is the standard deviation. {_STATE[plan.kind.trains_same_weights]}"
-            f"{of_process}"
+            f"{of_process}{_OPERATIONS * has_growing_depth(results)}"
         ),
         page.sortable_table(
             headers,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from adarankgrad.compare.kinds import Kind
+from adarankgrad.compare.operations import Operations, operations_of
 from adarankgrad.compare.results import MethodResult
 from adarankgrad.train.page import SortCell
 from adarankgrad.train.score import LOSS
@@ -22,10 +23,16 @@ from adarankgrad.train.units import (
 
 STATE = "State at the end"
 ALL_STATE = "Optimizer state"
+OPERATIONS = "Operations"
 
 
-def row_of(result: MethodResult, kind: Kind) -> dict[str, SortCell]:
-    """Return the cells of a method by their column's title."""
+def rows_of(results: list[MethodResult], kind: Kind) -> list[dict[str, SortCell]]:
+    """Return the cells of every method by their column's title."""
+    costs = operations_of(results)
+    return [_row_of(result, kind, cost) for result, cost in zip(results, costs, strict=True)]
+
+
+def _row_of(result: MethodResult, kind: Kind, operations: Operations | None) -> dict[str, SortCell]:
     if kind.trains_same_weights:
         state = _state_of_projected(result)
         speed = {"Tokens/s": _mean(result, "tokens_per_second", format_count)}
@@ -39,6 +46,7 @@ def row_of(result: MethodResult, kind: Kind) -> dict[str, SortCell]:
         "Peak memory": _mean(result, "peak_bytes", format_bytes),
         "Optimizer time": _mean(result, "optimizer_s", format_seconds),
         **speed,
+        **({} if operations is None else _operations(operations)),
         "Rank": _rank(result),
         "lr": _rate(result, "lr"),
         "Plain lr": _rate(result, "plain_lr"),
@@ -49,13 +57,16 @@ def terminal_table(results: list[MethodResult], kind: Kind) -> Table:
     """Return the results as a table narrow enough for a terminal, the best first."""
     score = kind.metric.title
     own = (STATE, "Tokens/s") if kind.trains_same_weights else ("Trainable", ALL_STATE, "Time")
-    headers = ("Method", score, *own, "lr")
+    rows = rows_of(results, kind)
+    costs = [title for title in rows[0] if title.startswith(OPERATIONS)]
+    headers = ("Method", score, *own, *costs, "lr")
     table = Table()
     for header in headers:
         table.add_column(header, justify="left" if header == "Method" else "right")
-    finished = sorted((r for r in results if r.runs), key=lambda r: r.mean_score, reverse=True)
-    for result in [*finished, *(result for result in results if not result.runs)]:
-        row = row_of(result, kind)
+    order = [place for place, result in enumerate(results) if result.runs]
+    order.sort(key=lambda place: results[place].mean_score, reverse=True)
+    order += [place for place, result in enumerate(results) if not result.runs]
+    for row in (rows[place] for place in order):
         texts = {name: cell.text for name, cell in row.items()}
         for name in (score, "lr"):
             texts[name] = f"{texts[name]} {row[name].note}".strip()
@@ -82,6 +93,23 @@ def _state_of_trained(result: MethodResult) -> dict[str, SortCell]:
         **loss,
         "Trainable": _mean(result, "trainable_parameters", format_count),
         ALL_STATE: _mean(result, "state_bytes", format_bytes),
+    }
+
+
+def _operations(operations: Operations) -> dict[str, SortCell]:
+    """Return the operations in all, and to the loss of the first method as a ratio to its own."""
+    ratio, to_loss = operations.ratio, operations.to_loss
+    seeds = f"{operations.num_reached} of {len(to_loss)} seeds"
+    is_mixed = 0 < operations.num_reached < len(to_loss)
+    if ratio is None:
+        text = "not reached" if to_loss else ABSENT
+        reached = SortCell(text, None, f"reached on {seeds}" * is_mixed)
+    else:
+        text = f"× {ratio:.2f}" + f" ({seeds})" * is_mixed
+        reached = SortCell(text, ratio, format_count(operations.median_to_loss))
+    return {
+        OPERATIONS: SortCell(format_count(operations.total), operations.total),
+        f"{OPERATIONS} to the loss of {operations.reference}": reached,
     }
 
 

@@ -37,8 +37,10 @@ class Examples(NamedTuple):
 
 def input_files(config: FinetuneConfig) -> list[Path]:
     """Return the files that a run reads its examples from."""
-    names = [name for name in (config.data, config.validation) if name is not None]
-    return [path for name in names for path in data_files(name)]
+    files = data_files(config.data)
+    if config.validation is not None:
+        files += data_files(config.validation, "--validation")
+    return files
 
 
 def load_examples(config: FinetuneConfig, task: Task) -> Examples:
@@ -64,6 +66,7 @@ def load_examples(config: FinetuneConfig, task: Task) -> Examples:
     if not train or not validation:
         part = "validation" if train else "training"
         raise UserError(f"{config.data} leaves no {part} examples: give more data.")
+    notes += [f"warning: {doubt}" for doubt in task.doubts(train, columns)]
     notes += _shared_examples(train, validation)
     return Examples(train, validation, columns, tuple(notes))
 
@@ -92,7 +95,7 @@ def saved_examples(folder: Path) -> Examples:
 
 
 def _validation_table(name: str, columns: Columns) -> Table:
-    table = read_table(name, split="validation")
+    table = read_table(name, split="validation", setting="--validation")
     for role, column in columns.items():
         if column not in table.columns:
             raise UserError(

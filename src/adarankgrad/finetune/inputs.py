@@ -25,9 +25,9 @@ def check_inputs(config: FinetuneConfig, *, resume: bool) -> None:
     """
     check_model(config.model)
     if not resume:
-        for name in (config.data, config.validation):
-            if name is not None:
-                check_data(name)
+        check_data(config.data)
+        if config.validation is not None:
+            check_data(config.validation, "--validation")
 
 
 def check_model(name: str) -> None:
@@ -52,7 +52,7 @@ def _check_folder(folder: Path, name: str) -> None:
     for file in _ADAPTER_FILES:
         path = folder / file
         if path.is_file() and not (folder / "model.safetensors").is_file():
-            base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            base = _base_model(path)
             of_base = f" of {base}" if base else ""
             raise UserError(
                 f"{name} is an adapter{of_base}, not a model: name the base model, or merge the "
@@ -60,3 +60,12 @@ def _check_folder(folder: Path, name: str) -> None:
             )
     if not (folder / "config.json").is_file():
         raise UserError(f"the model folder {name} has no config.json.")
+
+
+def _base_model(path: Path) -> str | None:
+    """Return what an adapter's settings name as its base, or None where they cannot be read."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return settings.get("base_model_name_or_path") if isinstance(settings, dict) else None

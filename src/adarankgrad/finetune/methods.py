@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adarankgrad.adapters.interface import Adapter, StepHook, find_adapter, import_with_hint
+from adarankgrad.core.patterns import matching_names
 from adarankgrad.optim.groups import Group
 from adarankgrad.reparam import export_plain
 from adarankgrad.train.errors import UserError, unknown_name
@@ -119,10 +120,20 @@ class Adapted(Method):
         self.settings = self._settings([])
 
     def check(self, empty_model: Any) -> None:
-        """See that targets, optimizer and methods fit; SaRA selects by weights, not there yet."""
-        if self.config.method != "sara":
-            prepared = self.prepare(self.apply(empty_model, []))
-            run_methods(self.config, prepared.model, prepared.optimizer)
+        """See that targets, optimizer and methods fit; of SaRA, which needs weights, patterns."""
+        if self.config.method == "sara":
+            self._check_patterns(empty_model)
+            return
+        prepared = self.prepare(self.apply(empty_model, []))
+        run_methods(self.config, prepared.model, prepared.optimizer)
+
+    def _check_patterns(self, empty_model: Any) -> None:
+        named = list(empty_model.named_parameters())
+        try:
+            for name in ("include", "exclude", "train_fully"):
+                matching_names(getattr(self.settings, name) or (), named, name)
+        except ValueError as error:
+            raise UserError(f"--method sara: {error}.") from error
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""

@@ -76,7 +76,7 @@ def fit_length(
     Raises:
         UserError: More is asked for than the model has positions.
     """
-    limit = _limit(model_config, tokenizer)
+    limit = most_tokens(model_config, tokenizer)
     if config.max_length is None:
         return min(limit or _DEFAULT_LENGTH, _DEFAULT_LENGTH)
     if limit is not None and config.max_length > limit:
@@ -85,6 +85,17 @@ def fit_length(
             "can read: lower it."
         )
     return config.max_length
+
+
+def most_tokens(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the most tokens that a model can read, or None where neither side says."""
+    text_config = model_config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and model_config.model_type in _OFFSET_POSITIONS:
+        positions -= (text_config.pad_token_id or 0) + 1
+    # A tokenizer without a limit says so by a huge number.
+    limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < 1 << 30]
+    return min(limits) if limits else None
 
 
 def load_model(config: FinetuneConfig, task: Task, model_config: PretrainedConfig) -> Any:
@@ -165,17 +176,6 @@ def _source(config: FinetuneConfig, name: str | None = None) -> dict[str, Any]:
         "local_files_only": is_here or not ask_for_model(str(path)),
         "trust_remote_code": config.trust_remote_code,
     }
-
-
-def _limit(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the most tokens that a model can read, or None where neither side says."""
-    text_config = model_config.get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and model_config.model_type in _OFFSET_POSITIONS:
-        positions -= (text_config.pad_token_id or 0) + 1
-    # A tokenizer without a limit says so by a huge number.
-    limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < 1 << 30]
-    return min(limits) if limits else None
 
 
 def _check_new(config: FinetuneConfig, task: Task, model: Any, new: list[str]) -> None:

@@ -38,6 +38,7 @@ from adarankgrad.finetune.pretrained import (
     load_config,
     load_model,
     load_tokenizer,
+    most_tokens,
 )
 from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
@@ -68,6 +69,7 @@ from adarankgrad.train.loop import (
     run_in_folder,
 )
 from adarankgrad.train.measure import reset_peak_memory
+from adarankgrad.train.quiet import peft_warnings_ignored
 from adarankgrad.train.settings import (
     RUN_NAME,
     given_settings,
@@ -147,11 +149,9 @@ def check_request(config: FinetuneConfig) -> None:
 
 @contextmanager
 def _known_warnings_ignored() -> Iterator[None]:
-    with warnings.catch_warnings():
+    with peft_warnings_ignored():
         # Checkpoints of SoRA hold gates; what is delivered has none.
         warnings.filterwarnings("ignore", message="this folder holds SoRA's gates")
-        # peft asks by the old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
 
 
@@ -181,6 +181,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     config = with_steps(config, len(examples.train))
     task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
+    task.check_answers(examples.validation, tokenizer, most_tokens(model_config, tokenizer))
     method.check(build_empty(config, task, model_config))
     check_writable(run_dir)
     return _Run(

@@ -37,52 +37,53 @@ class Table:
     rows: list[Row]
 
 
-def data_files(name: str) -> list[Path]:
-    """Return the files that a data setting names; none for a name on the hub.
+def data_files(name: str, setting: str = "data") -> list[Path]:
+    """Return the files that a setting such as data names; none for a name on the hub.
 
     Raises:
         UserError: A part of it names nothing.
     """
-    whole = _files_of(name)
+    whole = _files_of(name, setting)
     if whole:
         return whole
     files: list[Path] = []
     for part in name.split(","):
-        found = _files_of(part.strip())
+        found = _files_of(part.strip(), setting)
         if not found:
             if part == name and _is_hub_name(name):
                 return []
             raise UserError(
-                f"data {part.strip()!r} does not exist: give files, globs, or a dataset's name on "
-                "the hub."
+                f"{setting} {part.strip()!r} does not exist: give files, globs, or a dataset's "
+                "name on the hub."
             )
         files += found
     return files
 
 
-def check_data(name: str) -> None:
+def check_data(name: str, setting: str = "data") -> None:
     """See that data are here or on the hub, without reading them.
 
     Raises:
         UserError: They are neither.
     """
-    if not data_files(name):
+    if not data_files(name, setting):
         ask_for_dataset(name.partition(":")[0])
 
 
-def read_table(name: str, *, split: str = "train") -> Table:
+def read_table(name: str, *, split: str = "train", setting: str = "data") -> Table:
     """Read examples.
 
     Args:
         name: Files, globs, or ``owner/name[:config]`` on the hub.
         split: Of a dataset on the hub.
+        setting: What names them, for messages.
 
     Raises:
         UserError: There are none, a file cannot be read, or files have other columns.
     """
-    files = data_files(name)
+    files = data_files(name, setting)
     if not files:
-        return _from_hub(name, split)
+        return _from_hub(name, split, setting)
     columns: tuple[str, ...] | None = None
     rows: list[Row] = []
     for path in files:
@@ -98,7 +99,7 @@ def read_table(name: str, *, split: str = "train") -> Table:
         columns = own
         rows += found
     if columns is None:
-        raise UserError(f"data {name!r} has no rows.")
+        raise UserError(f"{setting} {name!r} has no rows.")
     return Table(name, columns, rows)
 
 
@@ -111,14 +112,14 @@ def _is_hub_name(name: str) -> bool:
     )
 
 
-def _files_of(name: str) -> list[Path]:
+def _files_of(name: str, setting: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
         found = [child for child in path.iterdir() if child.suffix.lower() in READERS]
         if not found:
-            raise UserError(f"data {name!r} is a folder without {', '.join(READERS)} files.")
+            raise UserError(f"{setting} {name!r} is a folder without {', '.join(READERS)} files.")
         return sorted(found)
     matches = glob.glob(str(path), recursive=True) if name else []
     return sorted(Path(match) for match in matches if Path(match).is_file())
@@ -226,7 +227,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 """Readers by suffix; a text file is one example."""
 
 
-def _from_hub(name: str, split: str) -> Table:
+def _from_hub(name: str, split: str, setting: str) -> Table:
     from datasets import ClassLabel, load_dataset
 
     owner_name, _, config = name.partition(":")
@@ -235,7 +236,7 @@ def _from_hub(name: str, split: str) -> Table:
         dataset = load_dataset(owner_name, config or None, split=split)
     except Exception as error:  # datasets and its transports raise many kinds
         raise UserError(
-            f"data {name!r} is neither a file here, nor a dataset that the hub would give "
+            f"{setting} {name!r} is neither a file here, nor a dataset that the hub would give "
             f"({type(error).__name__}): check the path, the name, or its split {split!r}."
         ) from error
     rows = dataset.to_list()

@@ -32,7 +32,6 @@ def generate_text(request: GenerateRequest) -> dict[str, Any]:
     """
     from transformers import set_seed
 
-    request.check()
     device = resolve_device(request.device)
     quiet_transformers()
     loaded = load_language_model(request.model, trust_remote_code=request.trust_remote_code)

@@ -12,6 +12,7 @@ from adarankgrad.train.errors import UserError
 from adarankgrad.train.folder import MODEL_FOLDER
 from adarankgrad.train.hub import ask_for_model, is_hub_name
 from adarankgrad.train.presets import first_line, load_causal_lm
+from adarankgrad.train.quiet import peft_warnings_ignored
 from adarankgrad.train.tokenizer import read_tokenizer
 
 _CONFIG = "config.json"
@@ -100,9 +101,10 @@ def _load_peft_model(folder: Path, base: Path, trust_remote_code: bool) -> Any:
             f'{folder} is an adapter, which needs peft: pip install "adarankgrad[finetune]"'
         ) from error
     try:
-        return AutoPeftModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=trust_remote_code
-        )
+        with peft_warnings_ignored():
+            return AutoPeftModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # peft and transformers raise many kinds for a bad folder
         raise UserError(
             f"the adapter {folder} on its base model {base} cannot be loaded: {first_line(error)}"

@@ -24,6 +24,9 @@ class GenerateRequest:
         seed: Seed of sampling, from 0.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         trust_remote_code: Whether to run code that the model's folder holds.
+
+    Raises:
+        UserError: A value is not allowed, as far as can be told without the model.
     """
 
     model: Path
@@ -36,12 +39,7 @@ class GenerateRequest:
     device: str = "auto"
     trust_remote_code: bool = False
 
-    def check(self) -> None:
-        """Check what can be checked without the model.
-
-        Raises:
-            UserError: A value is not allowed.
-        """
+    def __post_init__(self) -> None:
         if not self.model.is_dir():
             advice = advice_for_missing(str(self.model)) or (
                 ": name that of a model, an adapter or a finished run."

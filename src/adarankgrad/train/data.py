@@ -84,11 +84,13 @@ class HubDataset:
         name: ``owner/name`` or ``name``.
         text_column: Column of the text.
         max_characters: Stop reading after so much text.
+        setting: What names it, for messages.
     """
 
     name: str
     text_column: str
     max_characters: int
+    setting: str = "data"
     _documents: list[str] = field(default_factory=list)
 
     def pieces(self) -> Iterator[Piece]:
@@ -113,8 +115,9 @@ class HubDataset:
             raise
         except Exception as error:  # datasets and its transports raise many kinds
             raise UserError(
-                f"data {self.name!r} is neither a file, folder or glob here, nor a dataset that "
-                f"the hub would give ({type(error).__name__}): check the path or the name."
+                f"{self.setting} {self.name!r} is neither a file, folder or glob here, nor a "
+                f"dataset that the hub would give ({type(error).__name__}): check the path or the "
+                "name."
             ) from error
 
 
@@ -139,13 +142,16 @@ class Slice:
                 yield Piece(text, piece.ends_document or position >= self.stop)
 
 
-def find_source(name: str, text_column: str, max_characters: int) -> Files | HubDataset:
+def find_source(
+    name: str, text_column: str, max_characters: int, *, setting: str = "data"
+) -> Files | HubDataset:
     """Find what a user means by ``data``: files if there are any, else a name on the hub.
 
     Args:
         name: A file, folder, glob, or hub name.
         text_column: Column of the text in files with rows.
         max_characters: The most text to fetch from the hub.
+        setting: What names it, for messages.
 
     Raises:
         UserError: Nothing is there, or it is empty.
@@ -159,13 +165,13 @@ def find_source(name: str, text_column: str, max_characters: int) -> Files | Hub
         matches = glob.iglob(str(path), recursive=True)
         found, skips_binary = [Path(match) for match in matches], True
         if not found and _could_be_hub_name(name):
-            return HubDataset(name, text_column, max_characters)
+            return HubDataset(name, text_column, max_characters, setting)
     files = tuple(sorted(p for p in found if p.is_file() and not (skips_binary and _is_binary(p))))
     if not files:
         reason = "holds no text files" if found else "does not exist"
-        raise UserError(f"data {name!r} {reason}: give a file, folder, glob or hub name.")
+        raise UserError(f"{setting} {name!r} {reason}: give a file, folder, glob or hub name.")
     if sum(p.stat().st_size for p in files) == 0:
-        raise UserError(f"data {name!r} is empty.")
+        raise UserError(f"{setting} {name!r} is empty.")
     return Files(name, files, text_column, skips_binary)
 
 

@@ -11,6 +11,7 @@ from adarankgrad.train.batch_figure import batch_figure
 from adarankgrad.train.figure_style import LIGHT, Theme, caption_from, to_png
 from adarankgrad.train.figures import loss_figure, memory_figure, ranks_figure
 from adarankgrad.train.files import write_atomic
+from adarankgrad.train.metric_figure import metric_figure
 from adarankgrad.train.record import RunRecord, load_run
 
 
@@ -22,8 +23,8 @@ def write_plots(run_dir: Path) -> list[Path]:
 
     Returns:
         The PNG files written: loss and memory for every optimizer, ranks for those that
-        log ranks, batch size for runs whose batch may grow, loss over operations where the depth
-        grew.
+        log ranks, the metrics of a task, batch size for runs whose batch may grow, loss over
+        operations where the depth grew.
 
     Raises:
         UserError: The folder is not a finished run.
@@ -46,6 +47,8 @@ def plot_makers(run: RunRecord) -> dict[str, Callable[[Theme], Figure]]:
         "loss": lambda theme: loss_figure({run.method: run}, caption, theme),
         "memory": lambda theme: memory_figure({run.method: run}, caption, theme),
     }
+    if run.task_metrics:
+        makers["metric"] = lambda theme: metric_figure(run, caption, theme)
     if run.batch_sizes:
         makers["batch"] = lambda theme: batch_figure(run, caption, theme)
     if run.has_growing_depth and run.summary.get("training_flops") is not None:

@@ -1,6 +1,10 @@
-"""transformers without its own messages, where ours say what matters."""
+"""transformers and peft without their own messages, where ours say what matters."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quiet_transformers() -> None:
@@ -9,3 +13,12 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def peft_warnings_ignored() -> Iterator[None]:
+    """Leave out what peft makes transformers warn of, and no user can change."""
+    with warnings.catch_warnings():
+        # peft asks by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield

@@ -35,6 +35,8 @@ METHOD_NAMES = {
     "sora": "SoRA",
 }
 
+_OF_THE_LOSS = ("loss", "perplexity")
+
 
 def method_name(optimizer: str) -> str:
     """Return an optimizer's name as people write it, given ``--optimizer``."""
@@ -120,6 +122,14 @@ class RunRecord:
     def batch_sizes(self) -> list[int]:
         """The logged batch sizes in samples, first to last; empty where the batch cannot grow."""
         return [row["batch_size"] for row in self.train if "batch_size" in row]
+
+    @property
+    def task_metrics(self) -> list[str]:
+        """Metrics of validation but for the loss, first that of the best checkpoint."""
+        best = self.summary.get("best_metric")
+        names = [name for name in self.summary.get("metrics") or () if name not in _OF_THE_LOSS]
+        logged = [name for name in names if all(name in row for row in self.evals)]
+        return sorted(logged, key=lambda name: name != best) if self.evals else []
 
     def flops_to_loss(self, loss: float) -> float | None:
         """Return the operations after which the validation loss first was as low as this.

@@ -38,6 +38,7 @@ _PLOT_NOTES = {
         "The same over the floating-point operations of forward and backward passes, by formula. "
         "While the depth grows, validation runs the layers there are, once each."
     ),
+    "metric": "What the task is judged by, on the validation examples.",
     "memory": (
         "What training holds from step to step, and the same parts inside the measured peak. "
         "The rest of the peak is activations, workspace and, on CPU, the process itself."
@@ -53,8 +54,12 @@ _PLOT_NOTES = {
     ),
 }
 
+_COUNTS = ("step", "tokens", "training_flops")
+"""Of an evaluation's line: how far training was, beside what was found."""
+
 _PLOT_TITLES = {
     "loss": "Loss",
+    "metric": "Metrics over steps",
     "loss_over_operations": "Loss over operations",
     "memory": "Memory",
     "batch": "Batch size",
@@ -211,7 +216,7 @@ def _evaluations(run: RunRecord) -> Iterator[str]:
     yield page.paragraph(
         f"The model is that of step {best}, the best by {run.summary['best_metric']}."
     )
-    names = [name for name in run.evals[0] if name not in ("step", "tokens")]
+    names = [name for name in run.evals[0] if name not in _COUNTS]
     heads = ["Step", *(name.replace("val_", "validation ").replace("_", " ") for name in names)]
     rows = [
         [str(row["step"]), *(format_number(row[name], 4) for name in names)] for row in run.evals

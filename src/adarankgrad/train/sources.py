@@ -36,7 +36,9 @@ def _find_sources(config: TrainConfig) -> tuple[Any, Any]:
             )
     validation = None
     if config.validation is not None:
-        validation = find_source(config.validation, config.text_column, max_characters // 20)
+        validation = find_source(
+            config.validation, config.text_column, max_characters // 20, setting="--validation"
+        )
     return source, validation
 
 

@@ -74,9 +74,10 @@ class Classification(SequenceTask):
                 )
         for name in self.classes:
             if name not in found:
+                more = "raise --eval-examples, or " * (self.config.eval_examples is not None)
                 raise UserError(
                     f"validation has no example of class {name!r} ({counts[name]} in training): "
-                    "give other validation data, or more of it."
+                    f"{more}give other validation data, or more of it."
                 )
 
     def stratum(self, example: Example) -> Hashable:

@@ -75,6 +75,24 @@ class Instruction(LanguageTask):
                 f"the tokenizer of {self.config.model} has no end token (eos) to end answers with."
             )
 
+    def check_answers(
+        self, validation: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    ) -> None:
+        """See that the prompts to answer leave room for ``max_new_tokens``."""
+        asked = validation[: self._num_generated(validation)]
+        if limit is None or not asked:
+            return
+        longest = max(len(prompt_of(_messages(example), tokenizer)) for example in asked)
+        new_tokens = self.config.max_new_tokens
+        if longest + new_tokens > limit:
+            room = limit - longest
+            lower = f"lower --max-new-tokens to {room}, or " if room > 0 else ""
+            raise UserError(
+                f"a validation prompt of {longest} tokens and an answer of {new_tokens} are more "
+                f"than the {limit} that {self.config.model} can read: {lower}give "
+                "--generate-examples 0."
+            )
+
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:

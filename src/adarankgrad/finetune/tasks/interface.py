@@ -95,6 +95,10 @@ class Task(ABC):
     ) -> None:
         """See that the examples fit the task and each other, and note what the model needs."""
 
+    def doubts(self, train: Sequence[Example], columns: Columns) -> list[str]:
+        """Return lines about examples that can be learnt, and may not be what was meant."""
+        return []
+
     def stratum(self, example: Example) -> Hashable:
         """Return what a random part of the examples must have its share of."""
         return None
@@ -107,6 +111,11 @@ class Task(ABC):
         self, tokenizer: PreTrainedTokenizerBase, columns: Columns
     ) -> None:
         """See that a tokenizer can do what the task needs."""
+
+    def check_answers(  # noqa: B027 - most tasks generate none
+        self, validation: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    ) -> None:
+        """See that what is generated at the end fits into the tokens that the model can read."""
 
     @abstractmethod
     def encode(

@@ -14,6 +14,9 @@ from adarankgrad.finetune.tasks.interface import Example
 from adarankgrad.finetune.tasks.sequence import SequenceTask
 from adarankgrad.train.errors import UserError
 
+_MOST_CLASSES = 5
+"""So many different whole numbers or fewer may be classes."""
+
 
 class Regression(SequenceTask):
     """A number, learnt by mean squared error.
@@ -51,6 +54,18 @@ class Regression(SequenceTask):
                     f"every {name} example has the number {examples[0]['label']:g}: a correlation "
                     "needs several. Check the data and --label-column."
                 )
+
+    def doubts(self, train: Sequence[Example], columns: Columns) -> list[str]:
+        """Doubt numbers that are whole and few, as those of classes are."""
+        numbers = sorted({float(example["label"]) for example in train})
+        if len(numbers) > _MOST_CLASSES or not all(number.is_integer() for number in numbers):
+            return []
+        task = "pair-classification" if "pair" in columns else "classification"
+        listed = ", ".join(f"{number:.0f}" for number in numbers)
+        return [
+            f"column {columns['label']!r} holds only the whole numbers {listed}: if they are "
+            f"classes, use --task {task}"
+        ]
 
     def model_settings(self) -> dict[str, Any]:
         """Return one output, a number."""
