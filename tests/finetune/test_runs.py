@@ -79,6 +79,12 @@ def test_sara_leaves_a_whole_model_and_a_delta_of_the_base(tune, inputs, tmp_pat
         assert torch.equal(weight, tuned[name]), name
 
 
+def test_a_run_whose_gates_all_die_ends_with_one_clear_line(tune, tmp_path):
+    with pytest.raises(TrainingError, match="--method sora: every gate of SoRA is zero after step"):
+        tune(method="sora", adapter={"rank": 2, "shrinkage": 1.0})
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("task", "changes"),
     [

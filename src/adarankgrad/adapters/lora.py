@@ -144,6 +144,19 @@ def exact_pattern(module_name: str) -> str:
     return f"^{re.escape(module_name)}"
 
 
+def exact_targets(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Return ``target_modules`` that match these modules of the base model and no others.
+
+    The names themselves; a regular expression where peft, to which a name is the end of one too,
+    would find another module by one of them.
+    """
+    others = {name.removeprefix(PEFT_PREFIX) for name, _ in model.named_modules()} - set(names)
+    endings = tuple(f".{name}" for name in names)
+    if any(other.endswith(endings) for other in others):
+        return "|".join(map(re.escape, names))
+    return names
+
+
 def load_lora(base_model: nn.Module, folder: str | PathLike[str]) -> PeftModel:
     """Load a plain LoRA adapter, checked against the model before anything is changed.
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adarankgrad.adapters.callback import STATE_NAME, StepCallback
+from adarankgrad.adapters.interface import AdapterError
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.finetune.defaults import check_duration, with_optimizer, with_steps
 from adarankgrad.finetune.examples import (
@@ -45,7 +46,7 @@ from adarankgrad.finetune.tasks.interface import Encoded, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
 from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
-from adarankgrad.train.errors import UserError
+from adarankgrad.train.errors import TrainingError, UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import (
     DATA_FOLDER,
@@ -239,7 +240,10 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     if run.checkpoint is None:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
         _create_folder(run, command, prepared, started_from)
-    trainer = fit(run, _parts(run, prepared, train, validation))
+    try:
+        trainer = fit(run, _parts(run, prepared, train, validation))
+    except AdapterError as error:
+        raise TrainingError(f"--method {run.config.method}: {error}.") from error
     return _finish(run, trainer, prepared, validation, base_parameters)
 
 
