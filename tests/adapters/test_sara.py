@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -535,6 +536,72 @@ def test_a_folder_without_a_delta_is_refused(tmp_path):
     config = tmp_path / "sara_config.json"
     config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match="this version reads 'sara' up to 1"):
+        sara.load(tiny_llama(), tmp_path)
+
+
+def exported(folder, **damage):
+    """A delta with some of its tensors replaced, or taken out where they are None."""
+    sara.export(trained_run().model, folder)
+    tensors = {**load_file(folder / "sara.safetensors"), **damage}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / "sara.safetensors")
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({f"{UP}.values": torch.zeros(3)}, f"'{UP}' has 3 values for .* indices"),
+        (
+            {f"{UP}.values": torch.zeros(2), f"{UP}.indices": torch.tensor([0, 32 * 48])},
+            r"indices from 0 to 1536, and shape \(48, 32\) allows 0 to 1535",
+        ),
+        (
+            {f"{UP}.values": torch.zeros(1), f"{UP}.indices": torch.tensor([-1])},
+            "indices from -1 to -1, and shape",
+        ),
+        ({f"{UP}.values": None}, f"has no '{UP}.values', which sara_config.json names"),
+        ({f"{UP}.indices": None}, f"has no '{UP}', which sara_config.json names"),
+        (
+            {f"{UP}.values": None, f"{UP}.indices": None, UP: torch.zeros(48, 31)},
+            r"has 1488 values for shape \(48, 32\)",
+        ),
+    ],
+    ids=["values", "above", "below", "no values", "no indices", "whole tensor"],
+)
+def test_a_damaged_delta_is_refused_and_changes_nothing(damage, message, tmp_path):
+    exported(tmp_path, **damage)
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=message):
+        sara.load(model, tmp_path, check_base=False)
+    assert_same_state(model, tiny_llama())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[1, 2]",
+        "{}",
+        '{"method": "sara", "format_version": "1", "tensors": {}}',
+        '{"method": "sara", "format_version": 1, "tensors": {"a": {}}}',
+        '{"method": "sara", "format_version": 1, "tensors": {"a": {"shape": 3}}}',
+        '{"method": "sara", "format_version": 1, "tensors": ["a"]}',
+    ],
+)
+def test_a_description_that_is_none_is_refused(text, tmp_path):
+    exported(tmp_path)
+    (tmp_path / "sara_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"sara_config\.json is no description of an adapter"):
+        sara.load(tiny_llama(), tmp_path)
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path):
+    exported(tmp_path)
+    (tmp_path / "sara.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"sara\.safetensors is damaged"):
         sara.load(tiny_llama(), tmp_path)
 
 

@@ -235,7 +235,6 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
         model.to(torch.bfloat16)
     # Before the optimizer is built: it binds the parameters where they are.
     model = run.method.apply(model, new_weights).to(run.device)
-    model.config.use_cache = False
     prepared = run.method.prepare(model)
     if run.checkpoint is None:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
@@ -329,7 +328,6 @@ def _finish(
     if best_step != trainer.state.global_step:
         trainer.restore(checkpoint_path(run.run_dir, best_step))
     model = prepared.model
-    model.config.use_cache = True
     outcome = run.task.evaluate(
         model, validation.features, run.examples.validation, run.tokenizer, is_final=True
     )
