@@ -15,6 +15,8 @@ from .power import powered_weights
 from .powerprop import layer_weights
 
 Scope = Literal["layer", "global"]
+DENSITIES = tuple(float(f"{0.01 ** (step / 19):.4g}") for step in range(20))
+"""20 densities from 1 to 0.01, geometrically, as in the authors' notebook."""
 
 
 def magnitude_masks(

@@ -17,10 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.checks import check_number
 from ..core.patterns import matching_names
-from .masks import largest_entries, num_kept, prunable_weights, stored_weights
+from .masks import DENSITIES, largest_entries, num_kept, prunable_weights, stored_weights
 
-_DENSITIES = tuple(float(f"{0.01 ** (step / 19):.4g}") for step in range(20))
-"""20 densities from 1 to 0.01, geometrically."""
 _MAX_TASKS = 127
 
 
@@ -58,7 +56,7 @@ class EfficientPackNet:
         model: nn.Module,
         *,
         gamma: float = 0.98,
-        densities: Sequence[float] = _DENSITIES,
+        densities: Sequence[float] = DENSITIES,
         own: str | Sequence[str] = (),
     ) -> None:
         check_number("gamma", gamma, low=0.0, high=1.0, is_low_allowed=False)
