@@ -122,7 +122,11 @@ def find_adapter(name: str) -> Adapter:
 
 
 def import_with_hint(module_name: str) -> ModuleType:
-    """Import a module of ours, and say how to get what it needs if that is missing."""
+    """Import a module of ours, and say how to get what it needs if that is missing.
+
+    Raises:
+        ImportError: if it is.
+    """
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:

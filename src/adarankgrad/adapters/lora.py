@@ -44,6 +44,9 @@ class LoraSettings:
         task_type: peft's, such as ``"CAUSAL_LM"`` or ``"SEQ_CLS"``, which adds the head to
             ``modules_to_save``.
         dropout: of the inputs of A, in [0, 1].
+
+    Raises:
+        ValueError: if a setting is out of range, or no pattern.
     """
 
     target_modules: str | Sequence[str] = "all-linear"

@@ -25,6 +25,9 @@ class GateHook(StepHook):
 
     Gates that are frozen stay as they are. Everything follows from the step's number, so nothing
     is kept between steps.
+
+    Raises:
+        ValueError: if the model has no gates.
     """
 
     def __init__(
@@ -109,7 +112,11 @@ def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def surviving_ranks(model: nn.Module) -> dict[str, int]:
-    """Return the number of gates that are not zero, by layer."""
+    """Return the number of gates that are not zero, by layer.
+
+    Raises:
+        ValueError: if the model has no gates.
+    """
     return {name: int(torch.count_nonzero(gate)) for name, gate in gates_of(model).items()}
 
 
@@ -117,6 +124,9 @@ def num_surviving_parameters(model: nn.Module) -> int:
     """Return the number of parameters of A and B that `export` would write.
 
     Differs from the authors' counter, which takes every layer for a square one.
+
+    Raises:
+        ValueError: if the model has no gates.
     """
     layers: dict[str, Any] = dict(gated_layers(model))
     return sum(
