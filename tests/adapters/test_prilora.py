@@ -228,6 +228,43 @@ def test_padding_does_not_count(is_keyword):
     torch.testing.assert_close(mean_of(hook), inputs[mask.bool()].norm(dim=0))
 
 
+def test_padding_does_not_count_where_a_model_flattens_its_batches():
+    model, hook = one_layer_hook(norm_decay=0.0)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    inputs = torch.randn(2, 3, 6)
+    model(inputs.reshape(-1, 6), attention_mask=mask)
+    hook.on_optimizer_step(1)
+    torch.testing.assert_close(mean_of(hook), inputs[mask.bool()].norm(dim=0))
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("is_left", [False, True])
+def test_padding_of_a_decoder_does_not_count(build, task_type, is_left):
+    def norms(batches):
+        torch.manual_seed(1)
+        config = PRILoRAConfig(first_rank=2, last_rank=2, norm_decay=0.0, task_type=task_type)
+        run = Run("prilora", build(), config)
+        for module in run.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for tokens, mask in batches:
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            run.model(input_ids=tokens, attention_mask=mask, position_ids=positions)
+        run.hook.on_optimizer_step(1)
+        return run.hook.norms.means
+
+    rows = token_batch(batch=2)
+    short, (filler, ones) = rows[1:, :-3], (rows[:1, :3], torch.ones_like(rows[:1]))
+    row = torch.cat([filler, short] if is_left else [short, filler], dim=1)
+    mask = torch.cat([0 * filler, ones[:, 3:]] if is_left else [ones[:, 3:], 0 * filler], dim=1)
+    padded = norms([(torch.cat([rows[:1], row]), torch.cat([ones, mask]))])
+    alone = norms([(rows[:1], ones), (short, ones[:, 3:])])
+    for name, mean in alone.items():
+        # Attention over padded rows sums in another order.
+        torch.testing.assert_close(padded[name], mean, rtol=1e-4, atol=1e-5)
+
+
 def test_norms_do_not_move_in_evaluation():
     model, hook = one_layer_hook()
     model.eval()

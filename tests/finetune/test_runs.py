@@ -90,6 +90,18 @@ def test_an_adapter_loads_with_peft_alone_and_gives_the_predictions(method, tune
     )
 
 
+@pytest.mark.parametrize("uses_cache", [True, False])
+def test_the_saved_model_says_of_its_cache_what_the_base_says(uses_cache, tune, inputs, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(inputs / "bert", base)
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.use_cache = uses_cache
+    config.save_pretrained(base)
+    tune(model=str(base), steps=1)
+    saved = transformers.AutoConfig.from_pretrained(tmp_path / "run" / "model")
+    assert saved.use_cache is uses_cache
+
+
 def test_sara_leaves_a_whole_model_and_a_delta_of_the_base(tune, inputs, tmp_path):
     tune(method="sara", adapter=ADAPTERS["sara"])
     run = tmp_path / "run"
@@ -99,6 +111,12 @@ def test_sara_leaves_a_whole_model_and_a_delta_of_the_base(tune, inputs, tmp_pat
     tuned = sara.load(base, run / "adapter").state_dict()
     for name, weight in merged.state_dict().items():
         assert torch.equal(weight, tuned[name]), name
+
+
+def test_a_run_whose_gates_all_die_ends_with_one_clear_line(tune, tmp_path):
+    with pytest.raises(TrainingError, match="--method sora: every gate of SoRA is zero after step"):
+        tune(method="sora", adapter={"rank": 2, "shrinkage": 1.0})
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from adarankgrad.integrations.transformers import (
+    AdaGradNormFactory,
     AdaRankGradFactory,
     FiraFactory,
     GaLoreFactory,
@@ -26,6 +33,7 @@ FACTORIES = {
     GaLoreFactory: {"rank": 6},
     FiraFactory: {"rank": 6, "residual": "official"},
     OrthogonalizedSGDFactory: {},
+    AdaGradNormFactory: {"initial_sum": 1.0},
 }
 
 
@@ -72,7 +80,11 @@ def test_a_trainer_trains_with_each_factory(factory, model, sequences, tmp_path)
     assert trainer.train().global_step == 2
     for name, param in model.named_parameters():
         assert not torch.equal(param, start[name]), name
-    report = trainer.optimizer.optimizer.report()
+    optimizer = trainer.optimizer.optimizer
+    if factory is AdaGradNormFactory:
+        assert optimizer.sum_of_squares > 1.0
+        return
+    report = optimizer.report()
     assert {layer.name for layer in report.layers} == {
         f"model.layers.{index}.{layer}_proj.weight"
         for index in range(2)
@@ -88,6 +100,31 @@ def test_settings_of_the_trainer_are_honoured(model):
     for group in optimizer.param_groups:
         assert group["lr"] == (3e-3 if group["project"] else 1e-3)
         assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
+
+
+def test_settings_that_an_optimizer_without_projection_has_are_honoured(model):
+    args = arguments(
+        learning_rate=3e-3, adam_beta1=0.8, weight_decay=0.1, optim_args="initial_sum=2.0"
+    )
+    optimizer = AdaGradNormFactory()(model, args, device_mesh=None)
+    assert optimizer.sum_of_squares == 2.0
+    assert {group["lr"] for group in optimizer.param_groups} == {3e-3}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ({"betas": (0.9, 0.95)}, {}),
+        ({"include": "q_proj"}, {}),
+        ({}, {"optim_target_modules": "all-linear"}),
+        ({}, {"optim_args": "eps=1e-6"}),
+    ],
+    ids=str,
+)
+def test_an_optimizer_without_projection_takes_nothing_that_it_has_not(model, options, settings):
+    with pytest.raises(ValueError, match="unknown option of AdaGradNormFactory"):
+        AdaGradNormFactory()(model, arguments(**settings), **options)
 
 
 class Odd(nn.Module):
@@ -158,6 +195,20 @@ def test_fused_experts_are_projected_and_can_be_named():
         assert "experts.gate_up_proj" in names_in(optimizer, stacked=True, project=True)
 
 
+def test_commas_in_brackets_and_quotes_belong_to_a_value(model):
+    args = arguments(
+        optim_args="betas=(0.8, 0.95), max_rank=6, residual=none, "
+        "include=['layers.0.*q_proj', \"layers.1.*(k|v)_proj\"], exclude='a,b=|k_proj'"
+    )
+    optimizer = AdaRankGradFactory()(model, args)
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["max_rank"], group["residual"]) == ((0.8, 0.95), 6, "none")
+    assert names_in(optimizer, project=True) == {
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.v_proj.weight",
+    }
+
+
 def test_arguments_come_as_axolotl_passes_them(model):
     args = arguments(optim_args="power_iterations=2, residual=none")
     passed = {
@@ -197,6 +248,7 @@ def test_arguments_come_as_axolotl_passes_them(model):
         ({"max_rank": 4}, None, r'no learning rate, .*\{"training_args": args\}'),
         ({"lr": "fast"}, None, r"lr must be .* 'fast'"),
         ({}, {"optim_args": "rank"}, r"optim_args 'rank' has no value for 'rank'"),
+        ({}, {"optim_args": "betas=(0.9,0.95"}, r"brackets or quotes without their other half"),
         ({}, {"optim_args": "rank=4"}, r"unknown option of AdaRankGradFactory 'rank'"),
         ({}, {"embedding_lr": 1e-4}, r"embedding_lr = 0.0001 is not honoured .* plain_lr"),
         ({}, {"optim_target_modules": ["qq"]}, r"\['qq'\] matches none of .*q_proj\.weight"),
@@ -246,6 +298,39 @@ def test_a_base_that_is_trained_beside_an_adapter_is_refused(model, adapt):
     weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"mlp\.up_proj\.weight is a weight of the base model"):
         AdaRankGradFactory()(adapted, lr=1e-3)
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+    )
+
+
+@pytest.mark.parametrize("name", ["LayerNorm.weight", "intermediate.dense.bias"])
+def test_a_vector_of_the_base_that_peft_would_not_save_is_refused(encoder, name):
+    adapted = get_peft_model(encoder, LoraConfig(r=8, target_modules=["query"]))
+    weights = [param for each, param in adapted.named_parameters() if each.endswith(name)]
+    weights[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=rf"{name} is a weight of the base .* the adapter alone"):
+        AdaRankGradFactory()(adapted, lr=1e-3)
+
+
+@pytest.mark.parametrize(("bias", "is_trained"), [("all", True), ("lora_only", False)])
+def test_biases_that_the_adapter_saves_are_trained_plainly(encoder, bias, is_trained):
+    adapted = get_peft_model(encoder, LoraConfig(r=8, target_modules=["query"], bias=bias))
+    plain = names_in(AdaRankGradFactory()(adapted, lr=1e-3), project=False)
+    assert any(name.endswith("query.base_layer.bias") for name in plain)
+    assert any(name.endswith("LayerNorm.bias") for name in plain) == is_trained
+    trained = {name for name, param in adapted.named_parameters() if param.requires_grad}
+    assert plain == {name for name in trained if name.endswith(".bias")}
+
+
+def test_norms_in_modules_to_save_are_trained_plainly(encoder):
+    config = LoraConfig(r=8, target_modules=["query"], modules_to_save=["LayerNorm"])
+    plain = names_in(AdaRankGradFactory()(get_peft_model(encoder, config), lr=1e-3), project=False)
+    assert plain and all(".LayerNorm.modules_to_save." in name for name in plain)
 
 
 def test_target_modules_in_the_frozen_base_are_refused(model):

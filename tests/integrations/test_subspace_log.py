@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from adarankgrad import AdaRankGrad
 from adarankgrad.integrations.transformers import AdaRankGradFactory, log_subspaces
 
 from .conftest import CONFIG
@@ -21,7 +22,7 @@ class Reporter(TrainerCallback):
         self.logs.append(dict(logs))
 
 
-def trainer_of(sequences, folder, **choice):
+def trainer_of(sequences, folder, model=None, **choice):
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=2,
@@ -37,7 +38,7 @@ def trainer_of(sequences, folder, **choice):
         dataloader_pin_memory=False,
     )
     reporter = Reporter()
-    model = LlamaForCausalLM(CONFIG)
+    model = model or LlamaForCausalLM(CONFIG)
     if not choice:
         factory = (AdaRankGradFactory, {"training_args": args, "plain_lr": 2e-2, "max_rank": 6})
         choice = {"optimizer_cls_and_kwargs": factory}
@@ -64,6 +65,26 @@ def test_every_training_log_has_rates_ranks_energy_and_bytes(sequences, tmp_path
     assert all(row["grad_norm"] > 1e-2 for row in steps)  # before the Trainer clipped it to 1e-3
     assert "mean_rank" not in end
     assert trainer.state.log_history[-2].items() >= last.items()
+
+
+def test_groups_of_one_kind_with_other_rates_are_logged_one_by_one(sequences, tmp_path):
+    def build(_):
+        weights = dict(model.named_parameters())
+        layers = [name for name in weights if "_proj" in name]
+        plain = [name for name in weights if "_proj" not in name]
+        parts = [(layers[:7], 1e-2, True), (layers[7:], 2e-2, True), (plain, 3e-3, False)]
+        groups = [
+            {"params": [(name, weights[name]) for name in names], "lr": lr, "project": project}
+            for names, lr, project in parts
+        ]
+        return AdaRankGrad(groups, max_rank=6)
+
+    model = LlamaForCausalLM(CONFIG)
+    trainer, reporter = trainer_of(sequences, tmp_path, optimizer=build, model=model)
+    log_subspaces(trainer)
+    trainer.train()
+    rates = {name: value for name, value in reporter.logs[0].items() if name.startswith("lr_")}
+    assert rates == {"lr_projected_0": 1e-2, "lr_projected_1": 2e-2, "lr_plain": 3e-3}
 
 
 def test_a_removed_callback_logs_no_more(sequences, tmp_path):

@@ -14,6 +14,13 @@ def mlp(seed: int = 0, sizes: tuple[int, ...] = (12, 20, 16, 6)) -> nn.Sequentia
     return nn.Sequential(*layers[:-1])
 
 
+def tied_mlp() -> nn.Sequential:
+    """Layers of which the first two share their weight."""
+    model = mlp(sizes=(12, 12, 12, 6))
+    model[2].weight = model[0].weight
+    return model
+
+
 def batch(seed: int, num_rows: int = 8) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(seed)
     return torch.randn(num_rows, 12, generator=source), torch.randint(

@@ -6,7 +6,7 @@ from torch import nn
 
 from adarankgrad.reparam import PowerpropConfig, magnitude_masks, powerpropagate, sparsify
 
-from .networks import batch, mlp
+from .networks import batch, mlp, tied_mlp
 
 
 @pytest.fixture(params=[1.0, 3.0], ids=["alpha 1", "alpha 3"])
@@ -95,3 +95,20 @@ def test_a_global_choice_compares_powers_not_parameters():
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         magnitude_masks(mlp(), **options)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("density", [0.1, 0.25, 0.47])
+def test_a_weight_that_two_layers_share_counts_once(scope, density):
+    model = tied_mlp()
+    masks = sparsify(model, density, scope=scope)
+    assert masks.keys() == {"0.weight", "4.weight"}
+    assert model[2].weight is model[0].weight
+    assert torch.equal(model[2].weight != 0, masks["0.weight"])
+    num_kept = sum(int(mask.sum()) for mask in masks.values())
+    assert abs(num_kept - density * (144 + 72)) <= 1  # of two roundings
+
+
+def test_a_shared_weight_cannot_keep_twice_the_share():
+    with pytest.raises(ValueError, match="output_layer '2' shares its weight with '0'"):
+        magnitude_masks(tied_mlp(), 0.5, output_layer="2")

@@ -7,7 +7,7 @@ from torch import nn
 from adarankgrad import AdaRankGrad, param_groups
 from adarankgrad.reparam import EfficientPackNet, PowerpropConfig, powerpropagate
 
-from .networks import batch, mlp, train, values
+from .networks import batch, mlp, tied_mlp, train, values
 
 
 def network() -> nn.Sequential:
@@ -133,3 +133,45 @@ def test_tasks_that_are_not_there_and_negative_scores_are_refused():
     packnet.begin_task()
     with pytest.raises(ValueError, match="the score must be at least 0"):
         packnet.finish_task(lambda _: -1.0)
+
+
+def test_tasks_come_one_after_the_other():
+    packnet = packed(network())
+    optimizer = torch.optim.AdamW(packnet.model.parameters())
+    for early in (lambda: packnet.protect(optimizer), lambda: packnet.finish_task(lambda _: 1.0)):
+        with pytest.raises(ValueError, match=r"call begin_task\(\) first"):
+            early()
+    learn(packnet, 0)
+    saved = packnet.state_dict()
+    packnet.begin_task()
+    for what, late in {
+        "begin a task": packnet.begin_task,
+        "use a task": lambda: packnet.use_task(1),
+        "save": packnet.state_dict,
+    }.items():
+        with pytest.raises(ValueError, match=f"cannot {what} while task 2 is being trained"):
+            late()
+    packnet.load_state_dict(saved)
+    packnet.use_task(1)
+    packnet.begin_task()
+
+
+def test_what_was_trained_is_there_after_an_evaluation_that_failed():
+    packnet = packed(network())
+    packnet.begin_task()
+    trained = [value.clone() for value in values(packnet.model)]
+    scores = iter([1.0, 1.0, -1.0])
+    with pytest.raises(ValueError, match="the score must be at least 0"):
+        packnet.finish_task(lambda _: next(scores))
+    assert all(torch.equal(*pair) for pair in zip(values(packnet.model), trained, strict=True))
+    assert packnet.finish_task(lambda _: 1.0) == 0.25
+
+
+def test_a_weight_that_two_layers_share_is_packed_once():
+    packnet = packed(tied_mlp())
+    assert packnet.owners.keys() == {"0.weight", "4.weight"}
+    learn(packnet, 0)
+    assert int((packnet.owners["0.weight"] == 1).sum()) == 36  # a quarter of 144
+    first = outputs(packnet, 1)
+    learn(packnet, 10)
+    assert torch.equal(outputs(packnet, 1), first)

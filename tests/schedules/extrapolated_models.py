@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from adarankgrad import AdaRankGrad, param_groups
+from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
 
 
 class Net(nn.Module):
@@ -118,3 +119,24 @@ def gradients(model, parts):
 def same(first, second):
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
+
+
+SOURCES = {
+    "past-local": {"source": "past-local"},
+    "fresh": {"source": "fresh"},
+    "past-global": {"source": "past-global"},
+    "noise": {"source": "noise", "scale": "gradient"},
+}
+
+
+def setup(name="sgd", num_parts=1, step=0.3, **settings):
+    model = net()
+    optimizer = OPTIMIZERS[name](model)
+    config = ExtrapolationConfig(step=step, **settings)
+    return model, optimizer, Extrapolation(optimizer, model, config, num_micro_batches=num_parts)
+
+
+def scalar(value, **options):
+    """One weight, float64, with an optimizer of plain gradient steps of 0.1."""
+    model = nn.ParameterList([nn.Parameter(torch.tensor([value], dtype=torch.float64))])
+    return model, model[0], torch.optim.SGD(model.parameters(), lr=0.1, **options)

@@ -119,6 +119,7 @@ def test_a_cache_that_counts_layers_is_never_filled():
             output = model(**batch(), **options)
             assert torch.equal(output.logits, expected)
             assert output.past_key_values is None
+            assert model.config.use_cache is True  # again
     with pytest.raises(ValueError, match="past_key_values hold one entry a layer"):
         model(**batch(), past_key_values=other(**batch(), use_cache=True).past_key_values)
 

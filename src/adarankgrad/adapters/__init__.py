@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .interface import ADAPTERS, Adapter, StepHook, find_adapter, import_with_hint
+from .interface import ADAPTERS, Adapter, AdapterError, StepHook, find_adapter, import_with_hint
 
 if TYPE_CHECKING:
     from . import prilora, sara, sora
@@ -24,6 +24,7 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "AdapterCallback",
+    "AdapterError",
     "PRILoRAConfig",
     "SaRAConfig",
     "SoRAConfig",

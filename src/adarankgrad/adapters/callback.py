@@ -55,7 +55,11 @@ class AdapterCallback(StepCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hand over the optimizer; after a resume, load the hook's state."""
+        """Hand over the optimizer; after a resume, load the hook's state.
+
+        Raises:
+            ValueError: if training resumes and the state is not there, or of another model.
+        """
         if self.hook.optimizer is None:
             self.hook.optimizer = kwargs.get("optimizer")
         if state.global_step == 0:

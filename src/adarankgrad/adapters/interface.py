@@ -36,6 +36,10 @@ ADAPTERS = ("prilora", "sora", "sara")
 """Names for `find_adapter`; plain LoRA needs nothing but peft."""
 
 
+class AdapterError(RuntimeError):
+    """Nothing of an adapter is left to train."""
+
+
 class StepHook:
     """What a method does beside the optimizer: one object a training run.
 
@@ -51,7 +55,11 @@ class StepHook:
         """Change the gradients, after clipping and unscaling, before ``optimizer.step()``."""
 
     def on_optimizer_step(self, step: int) -> None:
-        """Change weights or move statistics, after ``optimizer.step()``, before ``zero_grad()``."""
+        """Change weights or move statistics, after ``optimizer.step()``, before ``zero_grad()``.
+
+        Raises:
+            AdapterError: if nothing is left to train.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers, all that resuming needs beside model and optimizer."""
@@ -114,7 +122,11 @@ def find_adapter(name: str) -> Adapter:
 
 
 def import_with_hint(module_name: str) -> ModuleType:
-    """Import a module of ours, and say how to get what it needs if that is missing."""
+    """Import a module of ours, and say how to get what it needs if that is missing.
+
+    Raises:
+        ImportError: if it is.
+    """
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -44,6 +44,9 @@ class LoraSettings:
         task_type: peft's, such as ``"CAUSAL_LM"`` or ``"SEQ_CLS"``, which adds the head to
             ``modules_to_save``.
         dropout: of the inputs of A, in [0, 1].
+
+    Raises:
+        ValueError: if a setting is out of range, or no pattern.
     """
 
     target_modules: str | Sequence[str] = "all-linear"
@@ -142,6 +145,19 @@ def factor_a(layer: LoraLayer) -> Any:
 def exact_pattern(module_name: str) -> str:
     """Return a key of ``rank_pattern`` that matches one module and no other."""
     return f"^{re.escape(module_name)}"
+
+
+def exact_targets(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Return ``target_modules`` that match these modules of the base model and no others.
+
+    The names themselves; a regular expression where peft, to which a name is the end of one too,
+    would find another module by one of them.
+    """
+    others = {name.removeprefix(PEFT_PREFIX) for name, _ in model.named_modules()} - set(names)
+    endings = tuple(f".{name}" for name in names)
+    if any(other.endswith(endings) for other in others):
+        return "|".join(map(re.escape, names))
+    return names
 
 
 def load_lora(base_model: nn.Module, folder: str | PathLike[str]) -> PeftModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,11 +52,13 @@ def sparsify(
 
     from rich.console import Console
 
-    from adarankgrad.train.sparsity import DENSITIES, SparsityRequest, measure_sparsity
+    from adarankgrad.train.sparsity import SparsityRequest, measure_sparsity
 
     request = SparsityRequest(
-        run.expanduser(), DENSITIES if given is None else given, scope, double_output, device
+        run.expanduser(), scope=scope, doubles_output=double_output, device=device
     )
+    if given is not None:
+        request = replace(request, densities=given)
     result = measure_sparsity(request, _open_run)
     console = Console(stderr=as_json)
     console.print(_table(result))

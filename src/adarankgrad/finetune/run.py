@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adarankgrad.adapters.callback import STATE_NAME, StepCallback
+from adarankgrad.adapters.interface import AdapterError
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.finetune.defaults import check_duration, with_optimizer, with_steps
 from adarankgrad.finetune.examples import (
@@ -46,7 +47,7 @@ from adarankgrad.finetune.tasks.interface import Encoded, Feature, Outcome, Task
 from adarankgrad.train.checkpoints import checkpoint_path
 from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
-from adarankgrad.train.errors import UserError
+from adarankgrad.train.errors import TrainingError, UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import (
     DATA_FOLDER,
@@ -235,13 +236,15 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
         model.to(torch.bfloat16)
     # Before the optimizer is built: it binds the parameters where they are.
     model = run.method.apply(model, new_weights).to(run.device)
-    model.config.use_cache = False
     prepared = run.method.prepare(model)
     if run.checkpoint is None:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
         _create_folder(run, command, prepared, started_from)
     evaluation = _Evaluation(run, validation.features)
-    trainer = fit(run, _parts(run, prepared, train, evaluation))
+    try:
+        trainer = fit(run, _parts(run, prepared, train, evaluation))
+    except AdapterError as error:
+        raise TrainingError(f"--method {run.config.method}: {error}.") from error
     return _finish(run, trainer, prepared, evaluation, base_parameters)
 
 
@@ -339,7 +342,6 @@ def _finish(
         trainer.restore(checkpoint_path(run.run_dir, best_step))
         evaluation(model)
     assert evaluation.latest is not None
-    model.config.use_cache = True
     outcome = run.task.complete(evaluation.latest, model, run.examples.validation, run.tokenizer)
     lines = "".join(json.dumps(prediction) + "\n" for prediction in outcome.predictions)
     write_atomic(run.run_dir / PREDICTIONS_NAME, lines)

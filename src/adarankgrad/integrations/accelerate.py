@@ -46,7 +46,7 @@ def unwrapped(optimizer: Any) -> SubspaceOptimizer:
     while not isinstance(inner, SubspaceOptimizer):
         if not hasattr(inner, "optimizer"):
             raise ValueError(
-                "this needs an optimizer of adarankgrad, got "
+                "this needs a projecting optimizer of adarankgrad, got "
                 f"{type(inner).__module__}.{type(inner).__name__}"
             )
         inner = inner.optimizer

@@ -23,6 +23,8 @@ from adarankgrad.train.optimizers import allowed_arguments, find_optimizer
 
 _GROUP_OPTIONS = ("include", "exclude", "smallest_side")
 _OWN_OPTIONS = ("optim_target_modules", "plain_lr", "device_mesh")
+_NAMED = re.compile(r"\s*(\w+)\s*=(.*)", re.DOTALL)
+_OPENING, _CLOSING, _QUOTES = "([{", ")]}", "\"'"
 # Settings of Axolotl that its own optimizers read off the training arguments.
 _OTHER_RATES = ("embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio")
 
@@ -46,6 +48,8 @@ class OptimizerFactory:
       parts of names. Differs from transformers' GaLore, whose ``"all-linear"`` has the head.
     - ``plain_lr``: learning rate of the weights that are not projected.
     - ``device_mesh``: of Axolotl, for factories that shard; ours do not.
+
+    An optimizer that projects nothing takes ``device_mesh`` alone of these.
 
     Attributes:
         method: name of the optimizer in `adarankgrad.train.optimizers`.
@@ -85,7 +89,7 @@ class OptimizerFactory:
         """
         if training_args is not None:
             _check_rates(training_args)
-            options = {**_options_of(training_args), **options}
+            options = {**self._options_of(training_args), **options}
         options = {name: _parsed(value) for name, value in options.items()}
         self._check_names(options)
         _check_weights(model)
@@ -97,18 +101,37 @@ class OptimizerFactory:
         if find_optimizer(self.method).projects_embeddings and "include" not in grouping:
             grouping["embeddings"] = plain
         groups = list(_decayed_as_by_trainer(model, param_groups(model, **grouping)))
-        self._check_projects(groups)
+        if find_optimizer(self.method).is_low_rank:
+            self._check_projects(groups)
         for group in groups:
             if not group["project"]:
                 group.update(plain)
         return find_optimizer(self.method).build(groups, **options)
 
+    def _allowed_options(self) -> set[str]:
+        spec = find_optimizer(self.method)
+        own = (*_GROUP_OPTIONS, *_OWN_OPTIONS) if spec.is_low_rank else ("device_mesh",)
+        return {*allowed_arguments(spec), *own}
+
+    def _options_of(self, args: TrainingArguments) -> dict[str, Any]:
+        """Read what the optimizer takes, and all that was asked for by name."""
+        options = {
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+            "weight_decay": args.weight_decay,
+        }
+        allowed = self._allowed_options()
+        options = {name: value for name, value in options.items() if name in allowed}
+        if args.optim_target_modules is not None:
+            options["optim_target_modules"] = args.optim_target_modules
+        return {**options, **_pairs_of(args.optim_args or "")}
+
     def _check_names(self, options: dict[str, Any]) -> None:
-        name = type(self).__name__
-        allowed = allowed_arguments(find_optimizer(self.method))
+        name, allowed = type(self).__name__, self._allowed_options()
         for option in options:
-            if option not in allowed | {*_GROUP_OPTIONS, *_OWN_OPTIONS}:
-                known = sorted(allowed | {*_GROUP_OPTIONS, *_OWN_OPTIONS, "training_args"})
+            if option not in allowed:
+                known = sorted({*allowed, "training_args"})
                 raise unknown_name(f"option of {name}", option, known)
         if "lr" not in options:
             raise ValueError(
@@ -165,23 +188,41 @@ class OrthogonalizedSGDFactory(OptimizerFactory):
     method = "orthogonalized-sgd"
 
 
-def _options_of(args: TrainingArguments) -> dict[str, Any]:
-    return {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-        "weight_decay": args.weight_decay,
-        "optim_target_modules": args.optim_target_modules,
-        **_pairs_of(args.optim_args or ""),
-    }
+class AdaGradNormFactory(OptimizerFactory):
+    """`AdaGradNorm` for a Trainer (`OptimizerFactory`), which projects nothing."""
+
+    method = "adagrad-norm"
 
 
 def _pairs_of(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.replace(" ", "").split(",") if pair]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise ValueError(f"optim_args {text!r} has no value for {name!r}: write name=value,...")
-    return {name: value for name, _, value in pairs}
+    pairs = {}
+    for part in filter(str.strip, _split_at_commas(text)):
+        named = _NAMED.fullmatch(part)
+        if named is None:
+            raise ValueError(
+                f"optim_args {text!r} has no value for {part.strip()!r}: write name=value,..."
+            )
+        pairs[named[1]] = named[2].strip()
+    return pairs
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Split at the commas that stand in no brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in _QUOTES:
+            quote = char
+        else:
+            depth += (char in _OPENING) - (char in _CLOSING)
+        if char == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if quote or depth:
+        raise ValueError(f"optim_args {text!r} has brackets or quotes without their other half")
+    return parts
 
 
 def _parsed(value: Any) -> Any:
@@ -206,30 +247,34 @@ def _check_rates(args: TrainingArguments) -> None:
 
 def _check_weights(model: nn.Module) -> None:
     """Refuse weights that cannot be trained or would not be saved."""
-    marks = _marks_of_adapters(model)
+    configs = getattr(model, "peft_config", None) or {}
+    adapters = [config for config in configs.values() if not config.is_prompt_learning]
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         if hasattr(param, "full_tensor"):
             raise ValueError(f"{name} is a DTensor: weights cannot be sharded here, train with DDP")
-        if marks and param.dim() >= 2 and not any(mark in name for mark in marks):
+        if adapters and not _is_saved_by_peft(name, adapters):
+            is_bias = name.endswith(".bias")
             raise ValueError(
                 f"{name} is a weight of the base model, trained beside an adapter, and peft saves "
                 "the adapter alone: freeze it (requires_grad_(False)), name its module in "
-                "modules_to_save, or train the base model without an adapter"
+                f"modules_to_save,{' set bias in the adapter,' if is_bias else ''} or train the "
+                "base model without an adapter"
             )
 
 
-def _marks_of_adapters(model: nn.Module) -> tuple[str, ...]:
-    """Parts of the names of what peft saves of the model; none of a model without adapters."""
-    configs = getattr(model, "peft_config", None) or {}
-    kinds = [config.peft_type for config in configs.values() if not config.is_prompt_learning]
-    if not kinds:
-        return ()
+def _is_saved_by_peft(name: str, adapters: list[Any]) -> bool:
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-    prefixes = (PEFT_TYPE_TO_PREFIX_MAPPING[kind] for kind in kinds)
-    return (*prefixes, "modules_to_save", "trainable_tokens_")
+    parts = [PEFT_TYPE_TO_PREFIX_MAPPING[adapter.peft_type] for adapter in adapters]
+    if any(part in name for part in (*parts, "modules_to_save", "trainable_tokens_")):
+        return True
+    biases = [getattr(adapter, "bias", "none") for adapter in adapters]
+    of_targets = any(bias.endswith("_only") for bias in biases)  # such as "lora_only"
+    return ("all" in biases and name.endswith(".bias")) or (
+        of_targets and name.endswith(".base_layer.bias")
+    )
 
 
 def _patterns_of_targets(

@@ -15,7 +15,8 @@ def log_subspaces(trainer: Trainer) -> LogSubspaces:
     """Add what the optimizer does to every training log, wherever ``report_to`` sends it.
 
     Beside the loss then stand ``lr_projected`` and ``lr_plain`` (of the step that is logged;
-    Trainer's ``learning_rate`` is that of the first group alone), ``mean_rank``,
+    Trainer's ``learning_rate`` is that of the first group alone; groups of one kind whose rates
+    differ have one each, such as ``lr_plain_2`` of ``optimizer.param_groups[2]``), ``mean_rank``,
     ``smallest_rank``, ``largest_rank``, ``captured_energy`` (share of the gradient's, at the last
     refresh, mean over weights), ``state_bytes``, ``skipped_steps``, and ``grad_norm`` where
     Trainer has none.
@@ -56,10 +57,8 @@ class LogSubspaces(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Note the rates of this step, which the scheduler changes before they are logged."""
-        self._rates = {
-            "lr_projected" if group["project"] else "lr_plain": float(group["lr"])
-            for group in self._optimizer.param_groups
-        }
+        groups = self._optimizer.param_groups
+        self._rates = {**_rates_of(groups, True), **_rates_of(groups, False)}
 
     def on_log(
         self,
@@ -74,6 +73,19 @@ class LogSubspaces(TrainerCallback):
             values = {**self._rates, **_values_of(self._optimizer), **logs}
             logs.update(values)
             state.log_history[-1].update(values)
+
+
+def _rates_of(groups: list[dict[str, Any]], is_projected: bool) -> dict[str, float]:
+    kind = "lr_projected" if is_projected else "lr_plain"
+    rates = {
+        number: float(group["lr"])
+        for number, group in enumerate(groups)
+        if group["project"] == is_projected
+    }
+    distinct = set(rates.values())
+    if len(distinct) > 1:
+        return {f"{kind}_{number}": rate for number, rate in rates.items()}
+    return {kind: distinct.pop()} if distinct else {}
 
 
 def _values_of(optimizer: SubspaceOptimizer) -> dict[str, float]:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from adarankgrad.integrations.accelerate import unwrapped
 from adarankgrad.integrations.optimizer_factories import (
+    AdaGradNormFactory,
     AdaRankGradFactory,
     FiraFactory,
     GaLoreFactory,
@@ -31,6 +32,7 @@ from adarankgrad.train.files import MANIFEST_NAME, find_fault, seal_folder
 
 __all__ = [
     "AccumulateInBackward",
+    "AdaGradNormFactory",
     "AdaRankGradFactory",
     "FiraFactory",
     "GaLoreFactory",

@@ -15,6 +15,8 @@ from .power import powered_weights
 from .powerprop import layer_weights
 
 Scope = Literal["layer", "global"]
+DENSITIES = tuple(float(f"{0.01 ** (step / 19):.4g}") for step in range(20))
+"""20 densities from 1 to 0.01, geometrically, as in the authors' notebook."""
 
 
 def magnitude_masks(
@@ -28,7 +30,8 @@ def magnitude_masks(
     """Choose the weights of linear and convolution layers that are largest in magnitude.
 
     Masks of a lower density lie inside those of a higher one: equal magnitudes are taken in the
-    order of their positions. Works on a plain model and on one from `powerpropagate`, whose powers
+    order of their positions. A weight that several layers share counts once, under the first
+    one's name. Works on a plain model and on one from `powerpropagate`, whose powers
     are compared, not their parameters.
 
     Args:
@@ -44,8 +47,8 @@ def magnitude_masks(
         are True, halves rounded up.
 
     Raises:
-        ValueError: density is outside (0, 1], scope is unknown, output_layer names no layer, or
-            exclude matches nothing or everything.
+        ValueError: density is outside (0, 1], scope is unknown, output_layer names no layer or one
+            whose weight stands under another name, or exclude matches nothing or everything.
 
     Memory: 12 bytes for each entry that is ordered together.
     """
@@ -58,6 +61,7 @@ def magnitude_masks(
         raise ValueError("the model has no weight of a linear or convolution layer to choose from")
     output_name = None if output_layer is None else f"{output_layer}.weight"
     if output_name is not None and output_name not in weights:
+        _refuse_tied_output(model, output_name)
         raise ValueError(
             f"output_layer {output_layer!r} is no linear or convolution layer of the model; its "
             f"last one is {list(weights)[-1].removesuffix('.weight')!r}"
@@ -104,12 +108,16 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return what holds these weights: theta of a powered one, else the parameter itself."""
+    """Return what holds these weights: theta of a powered one, else the parameter itself.
+
+    A weight that several layers share stands here once, under the first one's name.
+    """
     powered = {each.name: each.theta for each in powered_weights(model)}
-    return {
-        name: powered[name] if name in powered else module.get_parameter("weight")
-        for name, module in layer_weights(model).items()
-    }
+    stored: dict[Tensor, str] = {}
+    for name, module in layer_weights(model).items():
+        weight = powered[name] if name in powered else module.get_parameter("weight")
+        stored.setdefault(weight, name)
+    return {name: weight for weight, name in stored.items()}
 
 
 def num_kept(density: float, size: int) -> int:
@@ -123,6 +131,17 @@ def largest_entries(magnitudes: Tensor, count: int) -> Tensor:
     marks = torch.zeros_like(magnitudes, dtype=torch.bool)
     marks[order[:count]] = True
     return marks
+
+
+def _refuse_tied_output(model: nn.Module, output_name: str) -> None:
+    """Say under which name a shared weight stands."""
+    layer = layer_weights(model).get(output_name)
+    for name, weight in stored_weights(model).items():
+        if layer is not None and name != output_name and weight is layer.weight:
+            raise ValueError(
+                f"output_layer {output_name.removesuffix('.weight')!r} shares its weight with "
+                f"{name.removesuffix('.weight')!r}, which cannot keep another share: leave it out"
+            )
 
 
 def _largest(weights: dict[str, Tensor], density: float) -> dict[str, Tensor]:

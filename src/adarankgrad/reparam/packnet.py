@@ -17,10 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.checks import check_number
 from ..core.patterns import matching_names
-from .masks import largest_entries, num_kept, prunable_weights, stored_weights
+from .masks import DENSITIES, largest_entries, num_kept, prunable_weights, stored_weights
 
-_DENSITIES = tuple(float(f"{0.01 ** (step / 19):.4g}") for step in range(20))
-"""20 densities from 1 to 0.01, geometrically."""
 _MAX_TASKS = 127
 
 
@@ -58,7 +56,7 @@ class EfficientPackNet:
         model: nn.Module,
         *,
         gamma: float = 0.98,
-        densities: Sequence[float] = _DENSITIES,
+        densities: Sequence[float] = DENSITIES,
         own: str | Sequence[str] = (),
     ) -> None:
         check_number("gamma", gamma, low=0.0, high=1.0, is_low_allowed=False)
@@ -68,6 +66,7 @@ class EfficientPackNet:
         self.gamma = gamma
         self.densities = sorted({1.0, *densities}, reverse=True)
         self.num_tasks = 0
+        self._is_begun = False
         stored = stored_weights(model)
         names = {id(param): name for name, param in stored.items()}
         named = [(names.get(id(param), name), param) for name, param in model.named_parameters()]
@@ -89,16 +88,17 @@ class EfficientPackNet:
         """Put the weights back that pruning took out; those of earlier tasks will stay.
 
         Raises:
-            ValueError: there are 127 tasks already.
+            ValueError: a task is begun already, or there are 127.
         """
+        self._check_between_tasks("begin a task")
         if self.num_tasks == _MAX_TASKS:
             raise ValueError(f"{_MAX_TASKS} tasks are in the model already, the most it can hold")
         if self.num_tasks > 0:
-            for name, param in self._packed.items():
-                param.copy_(self._values[name])
+            self._put_back()
         for param in self._rest:
             param.requires_grad_(self.num_tasks == 0)
             param.grad = None  # of the last task, which a new optimizer would apply
+        self._is_begun = True
 
     def protect(self, optimizer: Optimizer) -> list[RemovableHandle]:
         """Keep the weights of earlier tasks as they are through an optimizer's steps.
@@ -108,7 +108,11 @@ class EfficientPackNet:
 
         Returns:
             Handles whose ``remove()`` ends this.
+
+        Raises:
+            ValueError: no task is begun.
         """
+        self._check_begun("protect")
         if self.num_tasks == 0:
             return []
         hooks = [
@@ -130,19 +134,19 @@ class EfficientPackNet:
             The share of free weights that the task kept. The model is pruned to the task.
 
         Raises:
-            ValueError: a score is below 0 or not finite.
+            ValueError: no task is begun, or a score is below 0 or not finite. What was trained is
+                there as before.
         """
+        self._check_begun("finish_task")
         magnitudes = {name: each.abs() for name, each in prunable_weights(self.model).items()}
         self._values = {name: param.detach().clone() for name, param in self._packed.items()}
-        wanted = self.gamma * _score(evaluate, self.model)
-        best, claims = 1.0, self._claims(magnitudes, 1.0)
-        for density in self.densities[1:]:
-            tried = self._claims(magnitudes, density)
-            self._show(self.num_tasks, tried)
-            if _score(evaluate, self.model) < wanted:
-                break
-            best, claims = density, tried
+        try:
+            best, claims = self._search(evaluate, magnitudes)
+        except BaseException:
+            self._put_back()
+            raise
         self.num_tasks += 1
+        self._is_begun = False
         for name, claim in claims.items():
             self.owners[name].masked_fill_(claim, self.num_tasks)
         self._of_task.append({name: held.detach().clone() for name, held in self._per_task()})
@@ -157,8 +161,9 @@ class EfficientPackNet:
             task: 1 for the first.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: there is no such task, or one is being trained.
         """
+        self._check_between_tasks("use a task")
         if not 1 <= task <= self.num_tasks:
             raise ValueError(
                 f"task must be one of the {self.num_tasks} finished ones, from 1 on, got {task}"
@@ -168,7 +173,12 @@ class EfficientPackNet:
             held.copy_(self._of_task[task - 1][name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers that `load_state_dict` continues from, between tasks."""
+        """Return tensors and plain numbers that `load_state_dict` continues from, between tasks.
+
+        Raises:
+            ValueError: a task is being trained.
+        """
+        self._check_between_tasks("save")
         return {
             "num_tasks": self.num_tasks,
             "owners": self.owners,
@@ -181,13 +191,15 @@ class EfficientPackNet:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the last finished task of a saved state, on a model built in the same way.
 
+        A task that is being trained is given up.
+
         Raises:
             ValueError: the state is of other weights.
         """
         shapes = {name: owners.shape for name, owners in state["owners"].items()}
         if shapes != {name: param.shape for name, param in self._packed.items()}:
             raise ValueError("the state is of a model with other packed weights; load its own")
-        self.num_tasks = state["num_tasks"]
+        self.num_tasks, self._is_begun = state["num_tasks"], False
         for name, param in self._packed.items():
             self.owners[name].copy_(state["owners"][name])
             self._values[name].copy_(state["values"][name])
@@ -197,6 +209,36 @@ class EfficientPackNet:
         self._of_task = [dict(saved) for saved in state["of_task"]]
         if self.num_tasks:
             self.use_task(self.num_tasks)
+
+    def _search(
+        self, evaluate: Callable[[nn.Module], float], magnitudes: dict[str, Tensor]
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Return the lowest density that does, and the weights it keeps."""
+        wanted = self.gamma * _score(evaluate, self.model)
+        best, claims = 1.0, self._claims(magnitudes, 1.0)
+        for density in self.densities[1:]:
+            tried = self._claims(magnitudes, density)
+            self._show(self.num_tasks, tried)
+            if _score(evaluate, self.model) < wanted:
+                break
+            best, claims = density, tried
+        return best, claims
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for name, param in self._packed.items():
+            param.copy_(self._values[name])
+
+    def _check_begun(self, what: str) -> None:
+        if not self._is_begun:
+            raise ValueError(f"{what} is for a task in training: call begin_task() first")
+
+    def _check_between_tasks(self, what: str) -> None:
+        if self._is_begun:
+            raise ValueError(
+                f"cannot {what} while task {self.num_tasks + 1} is being trained: call "
+                "finish_task() first, or load_state_dict() of an earlier state to give it up"
+            )
 
     def _claims(self, magnitudes: dict[str, Tensor], density: float) -> dict[str, Tensor]:
         """Mark the largest free weights of every layer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,14 @@ from torch.optim import Optimizer
 
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
-from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.errors import UserError
+from adarankgrad.train.method_settings import errors_of, read_method
 from adarankgrad.train.methods import Method, Step
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
-_NAMES = tuple(spec.name for spec in fields(ExtrapolationConfig))
+_FLAG = "--extrapolation"
 
 
 def extrapolation_settings(config: RunConfig) -> ExtrapolationConfig | None:
@@ -27,21 +27,13 @@ def extrapolation_settings(config: RunConfig) -> ExtrapolationConfig | None:
     Raises:
         UserError: A setting is unknown, missing or out of range.
     """
-    given = config.extrapolation
-    if not given:
-        return None
-    for name in given:
-        if name not in _NAMES:
-            raise unknown_name("setting of --extrapolation", name, list(_NAMES))
-    if "step" not in given:
-        raise UserError(
-            "--extrapolation has no step: give its length in units of weight a gradient, such as "
-            "--extrapolation step=0.1."
-        )
-    try:
-        return ExtrapolationConfig(**given)
-    except ValueError as error:
-        raise UserError(f"--extrapolation: {error}.") from error
+    return read_method(
+        ExtrapolationConfig,
+        config.extrapolation,
+        _FLAG,
+        needs="step",
+        advice="its length in units of weight a gradient, such as --extrapolation step=0.1",
+    )
 
 
 def extrapolated_steps(
@@ -56,7 +48,7 @@ def extrapolated_steps(
     if settings is None:
         return None
     _refuse_steps_in_backward(config, optimizer)
-    try:
+    with errors_of(_FLAG):
         return ExtrapolatedSteps(
             Extrapolation(
                 optimizer,
@@ -66,8 +58,6 @@ def extrapolated_steps(
                 seed=config.seed,
             )
         )
-    except ValueError as error:
-        raise UserError(f"--extrapolation: {error}.") from error
 
 
 class ExtrapolatedSteps(Method):

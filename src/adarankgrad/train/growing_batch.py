@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,14 +25,15 @@ from adarankgrad.schedules.adadagrad import (
     SampleNorms,
     per_sample_sums,
 )
-from adarankgrad.train.errors import TrainingError, UserError, unknown_name
+from adarankgrad.train.errors import TrainingError
+from adarankgrad.train.method_settings import errors_of, read_method
 from adarankgrad.train.methods import Method, Step
 from adarankgrad.train.presets import first_line
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
-_NAMES = tuple(spec.name for spec in fields(AdaDaGradConfig))
+_FLAG = "--adadagrad"
 
 
 def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
@@ -42,23 +42,17 @@ def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
     Raises:
         UserError: A setting is unknown, missing or out of range, or the batch at the start is.
     """
-    given = config.adadagrad
-    if not given:
-        return None
-    for name in given:
-        if name not in _NAMES:
-            raise unknown_name("setting of --adadagrad", name, list(_NAMES))
-    if "max_batch_size" not in given:
-        raise UserError(
-            "--adadagrad has no max_batch_size: give the largest batch in samples, such as "
-            "--adadagrad max_batch_size=512."
-        )
-    try:
-        settings = AdaDaGradConfig(**given)
-        _controller(settings, config)
-        return settings
-    except ValueError as error:
-        raise UserError(f"--adadagrad: {error}.") from error
+    settings = read_method(
+        AdaDaGradConfig,
+        config.adadagrad,
+        _FLAG,
+        needs="max_batch_size",
+        advice="the largest batch in samples, such as --adadagrad max_batch_size=512",
+    )
+    if settings is not None:
+        with errors_of(_FLAG):
+            _controller(settings, config)
+    return settings
 
 
 def growing_batch(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> GrowingBatch | None:
@@ -70,10 +64,8 @@ def growing_batch(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> 
     settings = adadagrad_settings(config)
     if settings is None:
         return None
-    try:
+    with errors_of(_FLAG):
         return GrowingBatch(_controller(settings, config), model, optimizer)
-    except ValueError as error:
-        raise UserError(f"--adadagrad: {error}.") from error
 
 
 def _controller(settings: AdaDaGradConfig, config: RunConfig) -> BatchSizeController:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from adarankgrad.schedules.depth import DepthConfig, ProgressiveDepth
-from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.errors import UserError
 from adarankgrad.train.growing_batch import adadagrad_settings
+from adarankgrad.train.method_settings import errors_of, read_method
 from adarankgrad.train.methods import Method, Step
 from adarankgrad.train.paired import PairedOptimizer
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
-_NAMES = tuple(spec.name for spec in fields(DepthConfig))
+_FLAG = "--progressive-depth"
 
 
 def depth_settings(config: RunConfig) -> DepthConfig | None:
@@ -27,21 +27,14 @@ def depth_settings(config: RunConfig) -> DepthConfig | None:
     Raises:
         UserError: A setting is unknown, missing or out of range.
     """
-    given = config.progressive_depth
-    if not given:
-        return None
-    for name in given:
-        if name not in _NAMES:
-            raise unknown_name("setting of --progressive-depth", name, list(_NAMES))
-    if "layers" not in given:
-        raise UserError(
-            "--progressive-depth has no layers: give those of each stage, such as "
-            "--progressive-depth layers=(3,6,12),starts=(0,500,1000)."
-        )
-    try:
-        return DepthConfig(**given)
-    except ValueError as error:
-        raise UserError(f"--progressive-depth: {error}.") from error
+    return read_method(
+        DepthConfig,
+        config.progressive_depth,
+        _FLAG,
+        needs="layers",
+        advice="those of each stage, such as "
+        "--progressive-depth layers=(3,6,12),starts=(0,500,1000)",
+    )
 
 
 def growing_depth(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> GrowingDepth | None:
@@ -59,12 +52,10 @@ def growing_depth(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> 
     if settings is None:
         return None
     optimizers = optimizer.parts if isinstance(optimizer, PairedOptimizer) else optimizer
-    try:
+    with errors_of(_FLAG):
         return GrowingDepth(
             ProgressiveDepth(model, settings, seed=config.seed, optimizers=optimizers)
         )
-    except ValueError as error:
-        raise UserError(f"--progressive-depth: {error}.") from error
 
 
 class GrowingDepth(Method):

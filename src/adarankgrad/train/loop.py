@@ -328,6 +328,7 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         what = str(error).partition(";")[0]
         raise trainer.not_finite(what, trainer.state.global_step + 1) from error
     finally:
+        trainer.give_cache_back()
         request.display.stop()
         recorder.clock.remove()
         writer.close()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from adarankgrad.reparam import PowerpropConfig, PowerUpdates, powerpropagate, split_groups
-from adarankgrad.train.errors import UserError, unknown_name
+from adarankgrad.train.method_settings import errors_of, read_method
 
 if TYPE_CHECKING:
     from adarankgrad.train.run_config import RunConfig
 
 _Model = TypeVar("_Model", bound=nn.Module)
-_NAMES = tuple(spec.name for spec in fields(PowerpropConfig))
+_FLAG = "--powerprop"
 
 
 def powerprop_settings(config: RunConfig) -> PowerpropConfig | None:
@@ -24,18 +23,13 @@ def powerprop_settings(config: RunConfig) -> PowerpropConfig | None:
     Raises:
         UserError: A setting is unknown, missing or out of range.
     """
-    given = config.powerprop
-    if not given:
-        return None
-    for name in given:
-        if name not in _NAMES:
-            raise unknown_name("setting of --powerprop", name, list(_NAMES))
-    if "alpha" not in given:
-        raise UserError("--powerprop has no alpha: give the power, such as --powerprop alpha=2.")
-    try:
-        return PowerpropConfig(**given)
-    except ValueError as error:
-        raise UserError(f"--powerprop: {error}.") from error
+    return read_method(
+        PowerpropConfig,
+        config.powerprop,
+        _FLAG,
+        needs="alpha",
+        advice="the power, such as --powerprop alpha=2",
+    )
 
 
 def power_model(model: _Model, config: RunConfig) -> _Model:
@@ -46,10 +40,8 @@ def power_model(model: _Model, config: RunConfig) -> _Model:
     """
     settings = powerprop_settings(config)
     if settings is not None:
-        try:
+        with errors_of(_FLAG):
             powerpropagate(model, settings)
-        except ValueError as error:
-            raise UserError(f"--powerprop: {error}.") from error
     return model
 
 

@@ -174,7 +174,6 @@ def _llama_config(config: TrainConfig, tokenizer: Any | None) -> PretrainedConfi
         max_position_embeddings=max(_PRESET_CONTEXT, config.seq_len),
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
-        use_cache=False,
     )
     _fit_vocabulary(config, model_config, tokenizer, may_change=True)
     return model_config

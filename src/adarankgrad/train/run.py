@@ -247,7 +247,6 @@ def _build_model(run: _Run, tokenizer: PreTrainedTokenizerBase) -> Any:
 def _finish(run: _Run, trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Save the model and its tokenizer, and report."""
     model: Any = trainer.model
-    model.config.use_cache = True
     summary = summarize(run.config, run.run_dir, trainer)
     widen_corrected_weights(model, trainer.recorder.optimizer)
     export_plain(model)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from adarankgrad.reparam import sparsify
+from adarankgrad.reparam import DENSITIES, sparsify
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.files import write_atomic
 from adarankgrad.train.folder import MODEL_FOLDER, SPARSITY_NAME, TOKENS_FOLDER
@@ -24,8 +24,6 @@ from adarankgrad.train.settings import resolve_device
 from adarankgrad.train.tokens import Blocks, load_tokens
 
 SCOPES = ("layer", "global")
-DENSITIES = tuple(float(f"{0.01 ** (step / 19):.4g}") for step in range(20))
-"""20 densities from 1 to 0.01, geometrically, as in the authors' notebook."""
 
 
 @dataclass(frozen=True)

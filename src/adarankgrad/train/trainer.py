@@ -3,7 +3,7 @@
 Differences from the stock `Trainer`: a checkpoint appears only when complete; data order and
 learning rate are functions of the samples seen (`tokens.Shuffled`), so nothing is replayed on
 resume, and a step may take any number of micro-batches; a loss that is not finite ends the run;
-logging, evaluation and saving follow the settings.
+logging, evaluation and saving follow the settings; ``use_cache`` is saved and left as it was.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class RunTrainer(Trainer):
         self.run_dir = run_dir
         self.recorder = recorder
         self.display = display
+        # `Trainer` switches it off.
+        self._uses_cache = getattr(options["model"].config, "use_cache", None)
         super().__init__(**options)
         if averages_examples:
             # Else the loss of every micro-batch would count as its share of the step's.
@@ -253,7 +255,9 @@ class RunTrainer(Trainer):
         try:
             self.recorder.flush()
             with staged_folder(checkpoint_path(self.run_dir, step)) as staging:
+                self.give_cache_back()
                 trained.save_pretrained(staging)
+                trained.config.use_cache = self.args.use_cache
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_rng_state(str(staging))
                 self.state.save_to_json(str(staging / _TRAINER_STATE_NAME))
@@ -295,6 +299,14 @@ class RunTrainer(Trainer):
                 "objects of its package, which are not loaded because that could run code. "
                 "Start again with --overwrite."
             ) from error
+
+    def give_cache_back(self) -> None:
+        """Let the model's configuration say of its cache what it did before training."""
+        trained: Any = self.model
+        if self._uses_cache is None:
+            vars(trained.config).pop("use_cache", None)
+        else:
+            trained.config.use_cache = self._uses_cache
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to the weights, the optimizer's state and whatever else a checkpoint holds."""

@@ -49,6 +49,9 @@ class PRILoRAConfig(LoraSettings):
         norm_decay: of the running mean of the inputs' norms, in [0, 1); 0 keeps the last step's.
             Ours.
         compare: entries of A with those of the same ``"row"``, or of the whole ``"matrix"``. Ours.
+
+    Raises:
+        ValueError: if a setting is out of range, or no pattern.
     """
 
     first_rank: int = 4
@@ -123,6 +126,9 @@ def step_hook(
     """Return the hook that follows the inputs' norms and prunes A; ``num_steps`` does not matter.
 
     It watches the inputs of all LoRA layers from now on; `PruningHook.remove` ends that.
+
+    Raises:
+        ValueError: if the model has no LoRA layers.
     """
     return PruningHook(model, config)
 
@@ -133,7 +139,11 @@ def export(model: nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def load(base_model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
-    """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits."""
+    """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits.
+
+    Raises:
+        ValueError: if the folder holds no plain LoRA, or one of another base model.
+    """
     return load_lora(base_model, folder)
 
 

@@ -20,7 +20,8 @@ class InputNorms:
 
     Args:
         model: that the layers are in; its argument ``attention_mask`` of shape (batch, tokens)
-            takes padding out of inputs of shape (batch, tokens, features).
+            takes padding out of inputs of shape (batch, tokens, features) or (batch * tokens,
+            features).
         layers: by name, with the number of their input features.
         decay: β of the running mean x̄ ← β x̄ + (1 − β) ‖X‖, from zero. The mean's common factor
             1 − βᵗ does not change an order within a layer, so it is not taken out.
@@ -87,10 +88,11 @@ class InputNorms:
         return watch
 
     def _add(self, name: str, inputs: Tensor) -> None:
-        if self._mask is not None and inputs.shape[:-1] == self._mask.shape:
-            is_padding = ~self._mask.to(inputs.device)
-            inputs = inputs.masked_fill(is_padding.unsqueeze(-1), 0.0)
         rows = inputs.reshape(-1, inputs.shape[-1])
+        mask = self._mask
+        if mask is not None and inputs.shape[:-1] in (mask.shape, (mask.numel(),)):
+            is_padding = ~mask.to(inputs.device).reshape(-1, 1)
+            rows = rows.masked_fill(is_padding, 0.0)
         dtype = torch.promote_types(rows.dtype, torch.float32)
         norms = torch.linalg.vector_norm(rows, dim=0, dtype=dtype)
         self._sums[name] = self._sums[name].to(norms.device, norms.dtype).add_(norms.square())

@@ -28,6 +28,9 @@ class PruningHook(StepHook):
     Norms move in training mode only. Nothing is drawn at random, and with data-parallel processes
     the norms are those of the global batch, so that all processes prune the same entries.
     Adam's moments of pruned entries stay: momentum moves them on at the next step.
+
+    Raises:
+        ValueError: if the model has no LoRA layers.
     """
 
     def __init__(self, model: nn.Module, config: PRILoRAConfig) -> None:

@@ -58,6 +58,9 @@ class SaRAConfig:
             threshold are trained, in (0, 1); None keeps all.
         restart_optimizer: drop the optimizer's state of the values at that point.
         seed: of the random matrices.
+
+    Raises:
+        ValueError: if a setting is out of range, or no pattern.
     """
 
     threshold: float | None = None
@@ -112,7 +115,11 @@ def apply(model: nn.Module, config: SaRAConfig) -> nn.Module:
 def param_groups(
     model: nn.Module, config: SaRAConfig, *, lr: float, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Return one group: the values, whose decay is the weights', and what is trained in full."""
+    """Return one group: the values, whose decay is the weights', and what is trained in full.
+
+    Raises:
+        ValueError: if the model carries no SaRA.
+    """
     sites(model)
     params = [param for param in model.parameters() if param.requires_grad]
     return [{"params": params, "lr": lr, "weight_decay": weight_decay}]
@@ -125,13 +132,21 @@ def step_hook(
     num_steps: int,
     optimizer: Optimizer | None = None,
 ) -> SmallWeightsHook:
-    """Return the hook with the low-rank term and the second selection."""
+    """Return the hook with the low-rank term and the second selection.
+
+    Raises:
+        ValueError: if the model carries no SaRA, or ``num_steps`` is not at least 1.
+    """
     check_count("num_steps", num_steps, low=1)
     return SmallWeightsHook(model, config, num_steps=num_steps, optimizer=optimizer)
 
 
 def export(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Write positions and values of the selected weights, and what was trained in full."""
+    """Write positions and values of the selected weights, and what was trained in full.
+
+    Raises:
+        ValueError: if the model carries no SaRA.
+    """
     export_values(model, folder)
 
 
@@ -145,6 +160,10 @@ def load(
     """Write an adapter into the model it was trained from, scaled: P₀ + scale · ΔP.
 
     See `load_sum`.
+
+    Raises:
+        ValueError: if the folder holds no SaRA adapter, a damaged one, or one of another base
+            model, or the model carries SaRA already.
     """
     return load_sum(base_model, {folder: scale}, check_base=check_base)
 
@@ -158,12 +177,20 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def num_selected(model: nn.Module) -> dict[str, int]:
-    """Return the number of weights that are trained at present, by tensor."""
+    """Return the number of weights that are trained at present, by tensor.
+
+    Raises:
+        ValueError: if the model carries no SaRA.
+    """
     return {site.name: int(site.small.trained.sum()) for site in sites(model)}
 
 
 def threshold_of(model: nn.Module) -> float:
-    """Return θ, given or from the quantile."""
+    """Return θ, given or from the quantile.
+
+    Raises:
+        ValueError: if the model carries no SaRA.
+    """
     return sites(model)[0].small.threshold
 
 

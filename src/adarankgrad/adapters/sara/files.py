@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -72,7 +74,8 @@ def load_sum(
         The model, without any trace of SaRA but its weights.
 
     Raises:
-        ValueError: if a folder holds no SaRA adapter, or one of another base model.
+        ValueError: if a folder holds no SaRA adapter, a damaged one, or one of another base model,
+            a scale is not a number, or the model carries SaRA already.
     """
     if next(all_sites(base_model), None) is not None:
         raise ValueError("the model carries SaRA already; load on the base model")
@@ -95,9 +98,24 @@ class _Tensor:
 
     def __init__(self, values: Tensor, indices: Tensor | None, described: dict[str, Any]) -> None:
         self.values = values.flatten()
-        self.places = None if indices is None else indices.long()
+        self.places = None if indices is None else indices.long().flatten()
         self.shape = tuple(described["shape"])
         self.base_checksum: int | None = described.get("base_checksum")
+
+    def fault(self) -> str | None:
+        """Return what does not fit together, or None."""
+        size = math.prod(self.shape)
+        expected = size if self.places is None else len(self.places)
+        if len(self.values) != expected:
+            whole = f"shape {self.shape}" if self.places is None else f"{expected} indices"
+            return f"has {len(self.values)} values for {whole}"
+        if self.places is not None and len(self.places):
+            low, high = int(self.places.min()), int(self.places.max())
+            if low < 0 or high >= size:
+                return f"has indices from {low} to {high}, and shape {self.shape} allows 0 to " + (
+                    f"{size - 1}"
+                )
+        return None
 
 
 _Adapter = dict[str, _Tensor]
@@ -107,21 +125,42 @@ def _read(path: Path) -> _Adapter:
     for name in (_CONFIG_NAME, _WEIGHTS_NAME):
         if not (path / name).is_file():
             raise ValueError(f"{path} holds no adapter of SaRA: {name} is missing")
-    config = json.loads((path / _CONFIG_NAME).read_text(encoding="utf-8"))
-    if config.get("method") != "sara" or config.get("format_version", 0) > FORMAT_VERSION:
+    described_by_name = _read_config(path / _CONFIG_NAME)
+    try:
+        saved = load_file(path / _WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"{path / _WEIGHTS_NAME} is damaged: {error}") from error
+    adapter = {}
+    for name, described in described_by_name.items():
+        key = f"{name}.values" if f"{name}.indices" in saved else name
+        if key not in saved:
+            raise ValueError(f"{path / _WEIGHTS_NAME} has no {key!r}, which {_CONFIG_NAME} names")
+        adapter[name] = _Tensor(saved[key], saved.get(f"{name}.indices"), described)
+        fault = adapter[name].fault()
+        if fault is not None:
+            raise ValueError(f"{path / _WEIGHTS_NAME} is damaged: {name!r} {fault}")
+    return adapter
+
+
+def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what is described of each tensor."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        method, version = config["method"], config["format_version"]
+        if method != "sara" or not 1 <= version <= FORMAT_VERSION:
+            raise ValueError(
+                f"{path} is of method {method!r}, format {version!r}; this version reads 'sara' up "
+                f"to {FORMAT_VERSION}"
+            )
+        tensors: dict[str, dict[str, Any]] = config["tensors"]
+        for described in tensors.values():
+            math.prod(described["shape"])
+        return tensors
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path / _CONFIG_NAME} is of method {config.get('method')!r}, format "
-            f"{config.get('format_version')!r}; this version reads 'sara' up to {FORMAT_VERSION}"
-        )
-    saved = load_file(path / _WEIGHTS_NAME)
-    return {
-        name: _Tensor(
-            saved[f"{name}.values"] if f"{name}.values" in saved else saved[name],
-            saved.get(f"{name}.indices"),
-            described,
-        )
-        for name, described in config["tensors"].items()
-    }
+            f"{path} is no description of an adapter of SaRA, as sara.export writes it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_base(

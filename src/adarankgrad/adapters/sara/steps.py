@@ -24,6 +24,9 @@ class SmallWeightsHook(StepHook):
     The random choice of a matrix depends on seed and step alone, so that all data-parallel
     processes make the same one and a resumed run repeats it. Nothing is kept between steps: which
     entries are still trained is in the model's own state.
+
+    Raises:
+        ValueError: if the model carries no SaRA.
     """
 
     def __init__(
@@ -47,7 +50,11 @@ class SmallWeightsHook(StepHook):
             values.grad = push if values.grad is None else values.grad.add_(push)
 
     def on_optimizer_step(self, step: int) -> None:
-        """At the step of the second selection, select again."""
+        """At the step of the second selection, select again.
+
+        Raises:
+            ValueError: if ``restart_optimizer`` has no optimizer.
+        """
         if self.config.restart_optimizer and self.optimizer is None:
             raise ValueError("restart_optimizer needs the optimizer: step_hook(optimizer=...)")
         if step == self.reselect_step:

@@ -75,6 +75,9 @@ class SoRAConfig(LoraSettings):
         phase_spacing: ``"linear"``, ``"log_linear"`` or ``"exp_linear"``; see `rising_shrinkages`.
         first_phase_share: of all steps, in (0, 1); the other phases divide the rest evenly.
         warmup_share: of each phase, in [0, 1), for `lr_factor`.
+
+    Raises:
+        ValueError: if a setting is out of range or no pattern, or settings contradict each other.
     """
 
     rank: int = 8
@@ -155,7 +158,11 @@ def apply(model: nn.Module, config: SoRAConfig) -> nn.Module:
 def param_groups(
     model: nn.Module, config: SoRAConfig, *, lr: float, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Return two groups: A, B and what is trained in full; and the gates, without decay."""
+    """Return two groups: A, B and what is trained in full; and the gates, without decay.
+
+    Raises:
+        ValueError: if the model has no gates.
+    """
     gates = [gate for gate in gates_of(model).values() if gate.requires_grad]
     is_gate = {id(gate) for gate in gates}
     others = [
@@ -194,6 +201,9 @@ def lr_factor(config: SoRAConfig, *, num_steps: int) -> Callable[[int], float]:
 
     It warms up and decays once in every phase, so that every phase trains. Without phases it is
     the usual linear schedule, and any other does as well.
+
+    Raises:
+        ValueError: if a phase would have no step.
     """
     return schedule(config, num_steps=num_steps).lr_factor
 
@@ -205,15 +215,27 @@ def step_hook(
     num_steps: int,
     optimizer: Optimizer | None = None,
 ) -> GateHook:
-    """Return the hook that shrinks the gates; ``shrinkage_unit="lr"`` needs the optimizer."""
+    """Return the hook that shrinks the gates; ``shrinkage_unit="lr"`` needs the optimizer.
+
+    Raises:
+        ValueError: if the model has no gates, or a phase would have no step.
+    """
     return GateHook(model, config, schedule(config, num_steps=num_steps), optimizer)
 
 
 def export(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Write a plain LoRA adapter: dead ranks and layers left out, gates folded into B."""
+    """Write a plain LoRA adapter: dead ranks and layers left out, gates folded into B.
+
+    Raises:
+        ValueError: if the model has no gates, or none that is not zero.
+    """
     export_plain_lora(model, folder)
 
 
 def load(base_model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
-    """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits."""
+    """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits.
+
+    Raises:
+        ValueError: if the folder holds no plain LoRA, or one of another base model.
+    """
     return load_lora(base_model, folder)

@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..lora import ADAPTER_NAME, PEFT_PREFIX, exact_pattern
+from ..lora import ADAPTER_NAME, PEFT_PREFIX, exact_pattern, exact_targets
 from .gates import gated_layers, surviving_ranks
 
 
@@ -44,7 +44,7 @@ def _plain_config(gated: LoraConfig, model: nn.Module, ranks: dict[str, int]) ->
     return LoraConfig(
         **settings
         | {
-            "target_modules": list(ranks),
+            "target_modules": exact_targets(model, list(ranks)),
             "rank_pattern": {exact_pattern(name): rank for name, rank in ranks.items()},
             "alpha_pattern": {
                 exact_pattern(name): layers[name].scaling[ADAPTER_NAME] * rank

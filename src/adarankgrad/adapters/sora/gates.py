@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...core.threshold import dead_zone_threshold, soft_threshold
-from ..interface import StepHook
+from ..interface import AdapterError, StepHook
 from ..lora import factor_a, lora_layers
 from .layer import GatedLinear, SoraLinear
 
@@ -25,6 +25,9 @@ class GateHook(StepHook):
 
     Gates that are frozen stay as they are. Everything follows from the step's number, so nothing
     is kept between steps.
+
+    Raises:
+        ValueError: if the model has no gates.
     """
 
     def __init__(
@@ -53,12 +56,23 @@ class GateHook(StepHook):
 
     @torch.no_grad()
     def on_optimizer_step(self, step: int) -> None:
-        """Shrink the gates by the schedule's amount."""
+        """Shrink the gates by the schedule's amount.
+
+        Raises:
+            AdapterError: if every gate of the model is zero now: A and B get no gradient any more.
+            ValueError: if ``shrinkage_unit="lr"`` has no optimizer that trains the gates.
+        """
         apply_threshold = THRESHOLDS[self.config.threshold]
         amount = self.schedule.shrinkage_at(step)
         for gate in self._gates():
             factor = self._lr(gate) if self.config.shrinkage_unit == "lr" else 1.0
             gate.copy_(apply_threshold(gate, amount * factor))
+        if not any(gate.any() for gate in gates_of(self.model).values()):
+            raise AdapterError(
+                f"every gate of SoRA is zero after step {step}, so that A and B get no gradient "
+                f"any more: give a smaller shrinkage (now {amount:g} a step"
+                f"{' times the rate' if self.config.shrinkage_unit == 'lr' else ''})"
+            )
 
     def _gates(self) -> list[nn.Parameter]:
         return [gate for gate in gates_of(self.model).values() if gate.requires_grad]
@@ -98,7 +112,11 @@ def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def surviving_ranks(model: nn.Module) -> dict[str, int]:
-    """Return the number of gates that are not zero, by layer."""
+    """Return the number of gates that are not zero, by layer.
+
+    Raises:
+        ValueError: if the model has no gates.
+    """
     return {name: int(torch.count_nonzero(gate)) for name, gate in gates_of(model).items()}
 
 
@@ -106,6 +124,9 @@ def num_surviving_parameters(model: nn.Module) -> int:
     """Return the number of parameters of A and B that `export` would write.
 
     Differs from the authors' counter, which takes every layer for a square one.
+
+    Raises:
+        ValueError: if the model has no gates.
     """
     layers: dict[str, Any] = dict(gated_layers(model))
     return sum(

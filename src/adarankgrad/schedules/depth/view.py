@@ -17,8 +17,9 @@ class DepthView:
     The module list is exchanged while the model's forward pass runs and put back after it, also
     when it fails: names, weights and ``state_dict`` are always those of the whole model. A layer
     that runs several times gets the sum of their gradients, one that does not run gets none. A
-    key-value cache would mix up the uses of a layer and is switched off; gradient checkpointing
-    works, and has to be the non-reentrant one wherever something waits for final gradients.
+    key-value cache would mix up the uses of a layer and is switched off meanwhile; gradient
+    checkpointing works, and has to be the non-reentrant one wherever something waits for final
+    gradients.
 
     Nothing is changed before the first `use`.
 
@@ -39,6 +40,7 @@ class DepthView:
         self._of_training: nn.ModuleList | None = None
         self._of_evaluation: nn.ModuleList | None = None
         self._handles: tuple[RemovableHandle, ...] = ()
+        self._has_switched_cache = False
 
     def use(self, training: Sequence[int], evaluation: Sequence[int] | None = None) -> None:
         """Run these layers from now on.
@@ -71,7 +73,6 @@ class DepthView:
         chosen = self._of_training if model.training else self._of_evaluation
         if chosen is None:
             return None
-        _switch_cache_off(model)
         if kwargs.get("past_key_values") is not None:
             raise ValueError(
                 "past_key_values hold one entry a layer, and this model runs at a virtual depth; "
@@ -79,14 +80,15 @@ class DepthView:
             )
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
+        config = text_config(model)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
+            self._has_switched_cache = True
         setattr(self._found.parent, self._found.attribute, chosen)
         return args, kwargs
 
     def _leave(self, *_: Any) -> None:
         setattr(self._found.parent, self._found.attribute, self._found.modules)
-
-
-def _switch_cache_off(model: nn.Module) -> None:
-    config = text_config(model)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+        if self._has_switched_cache:
+            text_config(self.model).use_cache = True
+            self._has_switched_cache = False

@@ -116,6 +116,10 @@ class Extrapolation:
 
         Args:
             backward: as for `begin`.
+
+        Raises:
+            ValueError: as `begin` and `end` do.
+            RuntimeError: the weights are ahead already, or were changed while they were.
         """
         self.begin(backward)
         try:
