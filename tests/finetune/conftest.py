@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from task_inputs import TASK_INPUTS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -123,16 +124,6 @@ def inputs(tmp_path_factory) -> Path:
     save_llama(folder / "chat", CHAT_TEMPLATE)
     write_data(folder)
     return folder
-
-
-TASK_INPUTS = {
-    "classification": ("bert", "{}.tsv"),
-    "pair-classification": ("bert", "{}_pairs.tsv"),
-    "regression": ("bert", "{}_scores.tsv"),
-    "causal-lm": ("llama", "{}.csv"),
-    "instruction": ("chat", "{}.jsonl"),
-    "masked-lm": ("residues", "{}.csv"),
-}
 
 
 @pytest.fixture

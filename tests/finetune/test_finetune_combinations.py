@@ -4,9 +4,13 @@ import pytest
 
 from adarankgrad.cli import main
 from adarankgrad.train.combinations import REFUSALS
-from combination_page import METHODS, OPTIMIZERS, flags_of, matrix, pairs_with
+from combination_page import METHODS, OPTIMIZERS, matrix, pairs_with
 
 SAID = matrix("In fine-tuning")
+# The tiny BERT has two layers, and a run of three steps 60 tokens or so.
+METHODS = METHODS | {
+    "--progressive-depth": {"progressive_depth": "layers=(2,3),starts=(0,1),unit=tokens"}
+}
 ADAPTERS = ("lora", "prilora", "sora", "sara")
 
 # Every allowed pair is in one of these. Methods go together as in training.
@@ -19,7 +23,7 @@ RUNS = (
         "--extrapolation",
         "--activation-checkpointing",
     ),
-    ("full", "adarankgrad-low-memory"),
+    ("full", "adarankgrad-low-memory", "--progressive-depth"),
     ("full", "dotted path"),
     *((adapter, "adamw", "--adadagrad") for adapter in ADAPTERS),
     *((adapter, "adarankgrad", "--extrapolation") for adapter in ADAPTERS),
@@ -61,7 +65,10 @@ def run(inputs, tmp_path, monkeypatch, capsys):
 def settings_of(names):
     known = OPTIMIZERS | METHODS
     (method,) = (name for name in names if name not in known)
-    return {"method": method} | flags_of(tuple(name for name in names if name in known))
+    settings = {"method": method}
+    for name in names:
+        settings |= known.get(name, {})
+    return settings
 
 
 @pytest.mark.parametrize("names", RUNS, ids=" ".join)
@@ -82,7 +89,7 @@ def test_every_pair_that_the_page_allows_is_trained_and_no_other():
 def test_a_pair_that_the_page_excludes_is_refused_in_one_line(pair, run, tmp_path):
     code, err = run(**settings_of(pair))
     assert code == 2 and len(err.splitlines()) == 1
-    assert "does not go together" in err or "which has trained weights" in err
+    assert "does not go together" in err
     assert not (tmp_path / "run").exists()
 
 

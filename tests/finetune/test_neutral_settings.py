@@ -16,6 +16,7 @@ MEASURED = {
 CASES = {
     "powers": ("full", {"powerprop": {"alpha": 1}}),
     "extrapolation": ("full", {"extrapolation": {"step": 0}}),
+    "depth": ("full", {"progressive_depth": {"layers": [2]}}),
     "extrapolated SaRA": ("sara", {"extrapolation": {"step": 0}}),
     # In micro-batches that are padded; PRILoRA's norms of inputs are those of training alone.
     **{f"noise of {each}": (each, {"adadagrad": MEASURED}) for each in ("full", "lora", "sora")},

@@ -185,6 +185,10 @@ def test_the_model_is_that_of_the_best_checkpoint_which_is_kept(tune, tmp_path):
 CASES = {
     "every weight": {"optimizer": "adarankgrad", "max_rank": 4},
     "batches by length": {"optimizer": "adamw", "group_by_length": True},
+    "growing depth": {
+        "optimizer": "adarankgrad",
+        "progressive_depth": {"layers": [2, 4], "starts": [0, 4]},
+    },
     "powers": {"powerprop": {"alpha": 2}},
     "hidden tokens": {"task": "masked-lm", "split_characters": True},
     **{method: {"method": method, "adapter": given} for method, given in ADAPTERS.items()},

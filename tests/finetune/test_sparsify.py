@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from task_inputs import TASK_INPUTS
 
 from adarankgrad.cli import main
-from conftest import TASK_INPUTS
 
 SHORT = {"steps": 2, "eval_every": 2, "save_every": 2, "powerprop": {"alpha": 2}}
 MORE = {

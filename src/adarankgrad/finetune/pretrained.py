@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adarankgrad.adapters.sara.checksum import checksum
+from adarankgrad.finetune.deeper import without_waiting_layers
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.hub import ask_for_model
 from adarankgrad.train.presets import first_line
@@ -98,8 +99,19 @@ def most_tokens(model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
     return min(limits) if limits else None
 
 
-def load_model(config: FinetuneConfig, task: Task, model_config: PretrainedConfig) -> Any:
+def load_model(
+    config: FinetuneConfig,
+    task: Task,
+    model_config: PretrainedConfig,
+    num_layers: int | None = None,
+) -> Any:
     """Load the weights in float32; a new head starts from the seed.
+
+    Args:
+        config: The settings.
+        task: The task.
+        model_config: Of the model that is built.
+        num_layers: Layers of the pretrained model, where the one that is built has more.
 
     Returns:
         The model on the CPU, and the names of weights that the folder did not have.
@@ -125,6 +137,7 @@ def load_model(config: FinetuneConfig, task: Task, model_config: PretrainedConfi
             f"the weights of {config.model} cannot be loaded: {_reason(error)}"
         ) from error
     new = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+    new = without_waiting_layers(config, model, new, num_layers)
     _check_new(config, task, model, new)
     return model, new
 

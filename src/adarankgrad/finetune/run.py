@@ -21,6 +21,7 @@ import torch
 from adarankgrad.adapters.callback import STATE_NAME, StepCallback
 from adarankgrad.adapters.interface import AdapterError
 from adarankgrad.finetune.config import FinetuneConfig
+from adarankgrad.finetune.deeper import deepen
 from adarankgrad.finetune.defaults import check_duration, with_optimizer, with_steps
 from adarankgrad.finetune.examples import (
     Examples,
@@ -57,7 +58,7 @@ from adarankgrad.train.folder import (
     check_writable,
     create_run_folder,
 )
-from adarankgrad.train.growing_depth import check_starts_from_nothing
+from adarankgrad.train.growing_depth import check_stages_are_reached
 from adarankgrad.train.loop import (
     Parts,
     Request,
@@ -86,7 +87,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run(Request):
-    """A sound request to fine-tune: these examples, a model of this configuration."""
+    """A sound request to fine-tune: these examples, a model of this configuration.
+
+    Attributes:
+        num_layers: Layers of the pretrained model, where it is to grow.
+    """
 
     config: FinetuneConfig
     task: Task
@@ -95,6 +100,7 @@ class _Run(Request):
     tokenizer: Any
     model_config: PretrainedConfig
     max_length: int
+    num_layers: int | None
 
 
 def finetune(
@@ -160,7 +166,6 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     """Find out whether the request can be met, writing nothing and loading no weights."""
     config.check()
     check_one_process(config)
-    check_starts_from_nothing(config, has_weights=True)
     run_dir = Path(config.output).expanduser()
     check_output(run_dir, resume=resume, overwrite=overwrite)
     checkpoint = None
@@ -179,6 +184,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     examples, tokenizer = read_data(config, run_dir, task, is_saved=checkpoint is not None)
     model_config = load_config(config, task)
     model_config.pad_token_id = tokenizer.pad_token_id
+    num_layers = deepen(config, model_config)
     config = with_steps(config, len(examples.train))
     task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
@@ -197,6 +203,7 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         tokenizer=tokenizer,
         model_config=model_config,
         max_length=max_length,
+        num_layers=num_layers,
     )
 
 
@@ -225,8 +232,9 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     for note in run.examples.notes:
         run.display.say(note)
     train, validation = (_encode(run, name) for name in ("train", "validation"))
+    check_stages_are_reached(run.config, min(len(f["input_ids"]) for f in train.features))
     reset_peak_memory(run.device)
-    model, new_weights = load_model(run.config, run.task, run.model_config)
+    model, new_weights = load_model(run.config, run.task, run.model_config, run.num_layers)
     base_checksum, base_parameters = checksum_of(model), model.num_parameters()
     if run.checkpoint is not None:
         _check_base(run, base_checksum)

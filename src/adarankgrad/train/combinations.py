@@ -194,6 +194,13 @@ REFUSALS = (
     ),
     Refusal(
         "--method lora, prilora, sora or sara",
+        "--progressive-depth",
+        "an adapter is of a model that stays as it is",
+        "use --method full, or " + _LEAVE_OUT,
+        lambda run: run.adapter is not None and run.depth is not None,
+    ),
+    Refusal(
+        "--method lora, prilora, sora or sara",
         "--accumulate-in-backward",
         "the gradients of an adapter are small as they are",
         "use --method full, or " + _LEAVE_OUT,

@@ -74,6 +74,11 @@ class GrowingDepth(Method):
         """Grow where a stage begins, and draw the depth."""
         self.depth.begin_step(step.num_steps_before, step.num_tokens_before)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last stage has begun."""
+        return self.depth.num_layers == self.depth.config.max_depth
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far the model has grown."""
         return self.depth.state_dict()
@@ -124,6 +129,6 @@ def check_starts_from_nothing(config: RunConfig, has_weights: bool) -> None:
     if config.progressive_depth and has_weights:
         raise UserError(
             f"--progressive-depth replaces the upper layers of {config.model}, which has trained "
-            "weights: leave it out, or train from the start, with adarankgrad train and a "
-            "config.json."
+            "weights: leave it out, start from its config.json, or let it grow beyond its depth "
+            "with adarankgrad finetune."
         )

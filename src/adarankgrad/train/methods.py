@@ -48,6 +48,11 @@ class Method:
         """Return how many micro-batches the next step takes, given how many it would."""
         return usual
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model is one that a run may leave."""
+        return True
+
     def begin_step(self, step: Step) -> None:
         """Act before the first forward pass of a step."""
 

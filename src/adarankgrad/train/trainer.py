@@ -208,7 +208,7 @@ class RunTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        if self.best_metric is not None:
+        if self.best_metric is not None and all(method.is_whole for method in self.methods):
             score = score_of(found, self.best_metric)
             self.control.should_save |= self.recorder.note_best(self.state.global_step, score)
         return metrics
