@@ -1,11 +1,14 @@
 """Extrapolation: the loss with 8 and 32 times the small batch, at equal samples.
 
-The past local gradient is that of one micro-batch, of the small batch's size. Without
-extrapolation a batch is one pass, which is the same but for rounding.
+The small batch is 4, its rate tuned; the size itself was not. The past local gradient is that of
+one micro-batch of this size. Without extrapolation a batch is one pass, which is the same but for
+rounding. The length of extrapolation is chosen on the first seed, at the rate that was best without
+it; then the rate is searched again.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -16,10 +19,19 @@ from torch.optim import Optimizer
 from adarankgrad.schedules.extrapolation import Extrapolation, ExtrapolationConfig
 from harness import print_table
 from small_schedules.language_model import Blocks, Plain, train
-from small_schedules.study import Result, Run, Store, Study, as_text, over_seeds, rate_text
+from small_schedules.study import (
+    Result,
+    Run,
+    Store,
+    Study,
+    as_text,
+    finite,
+    over_seeds,
+    rate_text,
+)
 
 NAME = "extrapolation"
-SMALL_BATCH, FACTORS, STEP_LENGTHS = 4, (8, 32), (0.1, 0.5)
+SMALL_BATCH, FACTORS, STEP_LENGTHS = 4, (8, 32), (0.02, 0.1, 0.5, 2.0)
 SAMPLES, LAYERS, EVALUATIONS = 6144, 2, 8
 RATES = {1: (2e-3, 4e-3, 8e-3), 8: (4e-3, 8e-3, 16e-3), 32: (8e-3, 16e-3, 32e-3)}
 
@@ -58,16 +70,32 @@ def measure(blocks: Blocks, store: Store, seeds: list[int], scale: float) -> dic
     found = {}
     for factor in (1, *FACTORS):
         size = factor * SMALL_BATCH
-        plain = {"micro_batch": size, "num_micro_batches": 1}
-        found[f"batch {size}"] = study.search(
-            {"label": f"batch {size}", **shared, **plain}, RATES[factor]
-        )
-        for step in STEP_LENGTHS if factor > 1 else ():
-            label = f"batch {size}, step {step:g}"
-            ahead = {"micro_batch": SMALL_BATCH, "num_micro_batches": factor, "step": step}
-            found[label] = study.search({"label": label, **shared, **ahead}, RATES[factor])
+        label = f"batch {size}"
+        plain = {**shared, "label": label, "micro_batch": size, "num_micro_batches": 1}
+        found[label] = study.search(plain, RATES[factor])
+        if factor > 1:
+            label += ", ahead"
+            ahead = {"label": label, "micro_batch": SMALL_BATCH, "num_micro_batches": factor}
+            found[label] = _search_ahead(study, {**shared, **ahead}, found[f"batch {size}"]["lr"])
     methods = {label: _figures(each, found[label.split(",")[0]]) for label, each in found.items()}
     return {"settings": shared, "methods": methods}
+
+
+def _search_ahead(study: Study, run: Run, lr: float) -> dict[str, Any]:
+    """Choose the length of extrapolation at a rate, then the rate."""
+    scores = {
+        step: study.result({**run, "step": step}, lr, study.seeds[0])["score"]
+        for step in STEP_LENGTHS
+    }
+    best = min(scores, key=lambda step: finite(scores[step]))
+    return {
+        "step": best,
+        "step_lengths": [
+            {"step": step, "score": score if math.isfinite(score) else None}
+            for step, score in scores.items()
+        ],
+        **study.search({**run, "step": best}, (lr / 2, lr, 2 * lr)),
+    }
 
 
 def _figures(found: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +112,15 @@ def _figures(found: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a row a batch and step length."""
+    """Print a row a batch, with and without."""
     rows = [
-        [label, rate_text(m), str(m["steps"]), as_text(m["val_loss"]), as_text(m["ahead_of_plain"])]
+        [
+            label,
+            f"{m.get('step', 0):g}",
+            rate_text(m),
+            str(m["steps"]),
+            *(as_text(m[key]) for key in ("val_loss", "ahead_of_plain")),
+        ]
         for label, m in result["methods"].items()
     ]
-    print_table(["", "lr", "steps", "val loss", "ahead of plain"], rows)
+    print_table(["", "length", "lr", "steps", "val loss", "ahead of plain"], rows)

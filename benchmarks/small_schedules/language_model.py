@@ -32,7 +32,10 @@ class Plain:
         run: The run's settings.
         model: What is trained.
         optimizer: Of its weights.
+
+    Attributes:
         num_micro_batches: Backward passes in a step.
+        depth: What sets the depth of a step, or None.
     """
 
     depth: Any = None
@@ -82,7 +85,8 @@ def train(run: Run, blocks: Blocks, method_class: type[Plain] = Plain) -> Result
     method = method_class(run, model, optimizer)
     flops = TrainingFlops(model, method.depth)
     samples = _ordered(blocks["train"], run["samples"], run["seed"])
-    held_out = blocks["validation"][:EVALUATION_BLOCKS]
+    validation = blocks["validation"]
+    held_out = validation[:: len(validation) // EVALUATION_BLOCKS][:EVALUATION_BLOCKS]
     interval = run["samples"] / run["evaluations"]
     seen = step = operations = 0
     rows: list[dict[str, Any]] = []

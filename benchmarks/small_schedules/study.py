@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import environment, median, spread
 
-MOST_RATES = 4
+MOST_RATES = 5
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -26,7 +26,7 @@ class Store:
 
     Attributes:
         folder: Where the files are.
-        commits: Of the code that made the runs that were asked for.
+        commits: Of the code that made the runs that were asked for, "+" where it had changed since.
     """
 
     folder: Path
@@ -37,8 +37,10 @@ class Store:
         digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / part / f"{digest}.json"
         if not path.exists():
-            result = work(run)
-            kept = {"run": run, "commit": environment()["commit"], "result": result}
+            before = environment()
+            commit = before["commit"] + "+" * before["has_uncommitted_changes"]
+            kept = {"run": run, "commit": commit, "result": work(run)}
+            result = kept["result"]
             _write(path, json.dumps(kept))
             name = f"{part}: {run['label']}, lr {run['lr']:g}, seed {run['seed']}"
             outcome = f"{result['score']:.4f}, {result['cpu_s']:.1f} s"
@@ -76,8 +78,8 @@ class Study:
         first, *others = self.seeds
         rates = list(lrs)
         while True:
-            scores = {lr: self._result(run, lr, first)["score"] for lr in rates}
-            best = min(rates, key=lambda lr: _finite(scores[lr]))
+            scores = {lr: self.result(run, lr, first)["score"] for lr in rates}
+            best = min(rates, key=lambda lr: finite(scores[lr]))
             is_at_edge = best in (rates[0], rates[-1])
             if not is_at_edge or len(rates) >= MOST_RATES or len(rates) < 2:
                 break
@@ -88,15 +90,17 @@ class Study:
             "grid": [
                 {"lr": lr, "score": s if math.isfinite(s) else None} for lr, s in scores.items()
             ],
-            "runs": [self._result(run, best, seed) for seed in (first, *others)],
+            "runs": [self.result(run, best, seed) for seed in (first, *others)],
         }
 
-    def _result(self, run: Run, lr: float, seed: int) -> Result:
+    def result(self, run: Run, lr: float, seed: int) -> Result:
+        """Make one run."""
         return self.store.get(self.part, {**run, "lr": lr, "seed": seed}, self.work)
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Median and spread over seeds; both None where a seed has no value."""
+    """Median and spread over seeds; both None where a seed has no finite value."""
+    values = [value if value is None or math.isfinite(value) else None for value in values]
     known = [value for value in values if value is not None]
     is_whole = len(known) == len(values)
     return {
@@ -139,7 +143,8 @@ def _widened(rates: list[float], best: float) -> list[float]:
     return sorted([*rates, float(f"{beyond:.3g}")])
 
 
-def _finite(score: float) -> float:
+def finite(score: float) -> float:
+    """Return a score, infinite where training broke down."""
     return score if math.isfinite(score) else math.inf
 
 
