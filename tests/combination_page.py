@@ -12,6 +12,7 @@ OPTIMIZERS = {
     "adamw": {"optimizer": "adamw"},
     "adarankgrad": {"optimizer": "adarankgrad"},
     "adarankgrad-low-memory": {"optimizer": "adarankgrad-low-memory", "precision": "bfloat16"},
+    "adagrad-norm": {"optimizer": "adagrad-norm", "lr": 1e-2},
     DOTTED: {"optimizer": "torch.optim.Muon", "lr": 1e-2},
 }
 METHODS = {

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from adarankgrad.schedules.adadagrad import AdaDaGradConfig, BatchSizeController, MicroBatchNorms
+from adarankgrad.schedules.adadagrad import AdAdaGradConfig, BatchSizeController, MicroBatchNorms
 from harness import print_table
 from small_schedules.language_model import Blocks, Plain, train
 from small_schedules.study import (
@@ -48,7 +48,7 @@ class Growing(Plain):
 
     def __init__(self, run: Run, model: nn.Module, optimizer: Optimizer) -> None:
         self._control = BatchSizeController(
-            AdaDaGradConfig(max_batch_size=64, eta=run["eta"]),
+            AdAdaGradConfig(max_batch_size=64, eta=run["eta"]),
             micro_batch_size=run["micro_batch"],
             num_micro_batches=run["num_micro_batches"],
         )

@@ -25,6 +25,8 @@ RUNS = (
         "--activation-checkpointing",
         "--progressive-depth",
     ),
+    ("adagrad-norm", "--powerprop", "--adadagrad", "--progressive-depth"),
+    ("adagrad-norm", "--extrapolation", "--activation-checkpointing"),
     ("adarankgrad-low-memory", "--powerprop", "--extrapolation", "--progressive-depth"),
     (
         "adarankgrad-low-memory",

@@ -36,10 +36,11 @@ def assert_same(first, second):
     assert all(bool((weights[name] == others[name]).all()) for name in weights)
 
 
-def test_alpha_1_trains_as_without_it_to_the_bit(folder):
+@pytest.mark.parametrize("more", ["", ",adam_mode=preconditioned", ",decay_on=weight"])
+def test_alpha_1_trains_as_without_it_to_the_bit(more, folder):
     flags = {"optimizer": "adarankgrad", "weight_decay": 0.1}
     assert call("train", *tiny_flags(output="plain", **flags)) == 0
-    assert call("train", *tiny_flags(output="neutral", powerprop="alpha=1", **flags)) == 0
+    assert call("train", *tiny_flags(output="neutral", powerprop=f"alpha=1{more}", **flags)) == 0
     assert_same(folder / "plain", folder / "neutral")
 
 
@@ -78,6 +79,13 @@ def test_the_dense_end_of_the_curve_is_the_run_and_the_other_is_worse(folder, ca
     assert points[0]["val_loss"] == pytest.approx(summary["val_loss"], rel=1e-5)
     assert points[0]["val_loss"] < points[1]["val_loss"] < points[2]["val_loss"]
     assert points[0]["num_kept"] == points[0]["num_weights"] > points[1]["num_kept"]
+
+    assert call(*curve, "--scope", "global", "--double-output") == 0
+    doubled = json.loads(capfd.readouterr().out.splitlines()[-1])["points"]
+    num_output = weights_of(folder / "run")["lm_head.weight"].numel()
+    num_others = points[0]["num_weights"] - num_output
+    # Rounded once over all layers below, and once in the output layer.
+    assert doubled[1]["num_kept"] == round(0.2 * num_others) + round(0.4 * num_output)
     assert call("train", *tiny_flags(overwrite=True, powerprop="alpha=2", steps=1)) == 0
 
 

@@ -1,5 +1,7 @@
 """Tasks packed one after the other: earlier ones stay as they are, to the bit."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,20 @@ def learn(packnet: EfficientPackNet, start: int, make=None) -> None:
 def outputs(packnet: EfficientPackNet, task: int) -> torch.Tensor:
     packnet.use_task(task)
     return packnet.model(batch(100)[0])
+
+
+def test_a_task_that_was_trained_without_protection_is_refused_and_can_be_given_up():
+    packnet = packed(network(), own=r"^5\.")
+    learn(packnet, 0)
+    first, saved = outputs(packnet, 1), copy.deepcopy(packnet.state_dict())
+    packnet.begin_task()
+    model = packnet.model.train()
+    train(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 3, 10)
+    with pytest.raises(ValueError, match=r"earlier tasks were changed in 0\..*call protect"):
+        packnet.finish_task(lambda _: 1.0)
+    packnet.load_state_dict(saved)
+    model.eval()
+    assert torch.equal(outputs(packnet, 1), first)
 
 
 OPTIMIZERS = {

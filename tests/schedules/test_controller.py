@@ -5,13 +5,13 @@ import math
 import pytest
 
 from adarankgrad.core.gradient_noise import GradientNoise
-from adarankgrad.schedules.adadagrad import AdaDaGradConfig, BatchSizeController
+from adarankgrad.schedules.adadagrad import AdAdaGradConfig, BatchSizeController
 
 NOISES = [GradientNoise(8, 1.0, variance) for variance in (3.0, 9.5, 2.0, 0.0, 30.0, 1.0, 500.0)]
 
 
 def controller(micro_batch_size=4, num_micro_batches=2, **settings):
-    config = AdaDaGradConfig(**{"max_batch_size": 64, "eta": 1.0, **settings})
+    config = AdAdaGradConfig(**{"max_batch_size": 64, "eta": 1.0, **settings})
     return BatchSizeController(
         config, micro_batch_size=micro_batch_size, num_micro_batches=num_micro_batches
     )

@@ -106,15 +106,48 @@ def test_operations_that_were_not_counted_are_absent_and_not_unreached(make):
     assert not (plan.output / "plots" / "loss_over_operations.png").exists()
 
 
-def test_curves_over_operations_end_at_the_mean_of_the_seeds(make):
+def test_curves_over_operations_end_where_the_first_seed_does(make):
     results = collect(make())
     for seed, run in results[1].runs.items():
         for row in run.evals:
             row["training_flops"] += seed
     (axes,) = validation_figure(results, "caption", over="training_flops").axes
     ends = [line.get_xdata()[-1] for line in axes.get_lines()]
-    assert ends == [100 * NUM_TOKENS, 50 * NUM_TOKENS + 1]
+    assert ends == [100 * NUM_TOKENS, 50 * NUM_TOKENS]
     assert axes.get_xlabel() == "floating-point operations"
+
+
+def test_seeds_evaluated_at_other_counts_are_compared_at_the_same(make):
+    results = collect(make())
+    at = ((200, 400, 600, 800, 1000), (400, 800, 1000))
+    for (seed, run), counts in zip(list(results[1].runs.items()), at, strict=False):
+        rows = [{"training_flops": n, "val_loss": 6 - 3 * n / 1000} for n in counts]
+        results[1].runs[seed] = replace(run, evals=rows)
+    for seed in list(results[1].runs)[2:]:
+        del results[1].runs[seed]
+    (axes,) = validation_figure(results[1:], "caption", over="training_flops").axes
+    (line,) = axes.get_lines()
+    assert line.get_xdata()[-1] == 1000
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices
+    on_line = 6 - 3 * heights[:, 0] / 1000
+    assert abs(heights[:, 1] - on_line).max() < 1e-12
+
+
+def test_methods_of_training_are_compared_with_a_plain_run(shared, children, tmp_path):
+    chosen = {
+        "powers": {"powerprop": {"alpha": 2}},
+        "growing batch": {"adadagrad": {"max_batch_size": 8, "statistics": "norms"}},
+        "growing depth": {"progressive_depth": STAGES},
+        "ahead": {"extrapolation": {"step": 0.1}},
+    }
+    methods = {label: {"optimizer": "adamw", **each} for label, each in chosen.items()}
+    methods = {"plain": {"optimizer": "adamw"}, **methods}
+    plan = make_plan(tmp_path / "cmp", {**shared, "methods": methods, "lrs": [1e-2]})
+    results = compare(plan)["methods"]
+    losses = {each["label"]: each["val_loss"]["by_seed"]["0"] for each in results}
+    assert list(losses) == list(methods)
+    assert len(set(losses.values())) == len(methods)
 
 
 def test_a_trained_comparison_counts_the_operations_of_its_runs(shared, children, tmp_path):

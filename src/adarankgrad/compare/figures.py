@@ -83,8 +83,7 @@ def validation_figure(
         caption: Below the figure.
         theme: Light or dark.
         metric: What is drawn.
-        over: One of `LOSS_AXES`; depths drawn by seed make operations differ, of which the mean
-            is taken.
+        over: One of `LOSS_AXES`.
     """
     figure, axes = _new_axes(f"{metric.title}, mean and range over seeds", theme)
     for result, colour in _with_colours(results):
@@ -271,10 +270,20 @@ def _with_colours(results: list[MethodResult]) -> list[tuple[MethodResult, str]]
 def _validation_curves(
     result: MethodResult, metric: Metric, over: str
 ) -> tuple[list[float], list[list[float]]]:
-    curves = [run.evals for run in result.runs.values()]
-    common = min(len(rows) for rows in curves)
-    counts = [statistics.fmean(rows[i][over] for rows in curves) for i in range(common)]
-    return counts, [[metric.at(row) for row in rows[:common]] for rows in curves]
+    """Return counts up to where the first seed ends, and each seed's values there.
+
+    Between two evaluations a value is on the straight line: where batch or depth depend on the
+    seed, evaluations are at other counts.
+    """
+    curves = [
+        ([row[over] for row in run.evals], [metric.at(row) for row in run.evals])
+        for run in result.runs.values()
+    ]
+    first = max(counts[0] for counts, _ in curves)
+    last = min(counts[-1] for counts, _ in curves)
+    known = {count for counts, _ in curves for count in counts if first <= count <= last}
+    grid = sorted(known or {last})
+    return grid, [np.interp(grid, *curve).tolist() for curve in curves]
 
 
 def _state_share(result: MethodResult) -> float | None:

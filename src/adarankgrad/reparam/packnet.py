@@ -134,10 +134,11 @@ class EfficientPackNet:
             The share of free weights that the task kept. The model is pruned to the task.
 
         Raises:
-            ValueError: no task is begun, or a score is below 0 or not finite. What was trained is
-                there as before.
+            ValueError: no task is begun, weights of earlier tasks were changed, or a score is below
+                0 or not finite. What was trained is there as before.
         """
         self._check_begun("finish_task")
+        self._check_protected()
         magnitudes = {name: each.abs() for name, each in prunable_weights(self.model).items()}
         self._values = {name: param.detach().clone() for name, param in self._packed.items()}
         try:
@@ -232,6 +233,14 @@ class EfficientPackNet:
     def _check_begun(self, what: str) -> None:
         if not self._is_begun:
             raise ValueError(f"{what} is for a task in training: call begin_task() first")
+
+    def _check_protected(self) -> None:
+        for name, param in self._packed.items():
+            if bool(((param != self._values[name]) & (self.owners[name] > 0)).any()):
+                raise ValueError(
+                    f"weights of earlier tasks were changed in {name}: call protect(optimizer) "
+                    "before training; load_state_dict() of an earlier state gives this task up"
+                )
 
     def _check_between_tasks(self, what: str) -> None:
         if self._is_begun:

@@ -58,8 +58,8 @@ class PowerpropConfig:
 
     @property
     def changes_updates(self) -> bool:
-        """Whether the optimizer needs `PowerUpdates`."""
-        return self.adam_mode != "theta" or self.decay_on != "theta"
+        """Whether the optimizer needs `PowerUpdates`; at alpha 1, w is theta."""
+        return self.alpha != 1 and (self.adam_mode != "theta" or self.decay_on != "theta")
 
 
 def powerpropagate(model: nn.Module, config: PowerpropConfig | None = None) -> nn.Module:

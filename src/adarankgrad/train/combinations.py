@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from adarankgrad.reparam import PowerpropConfig
-from adarankgrad.schedules.adadagrad import AdaDaGradConfig
+from adarankgrad.schedules.adadagrad import AdAdaGradConfig
 from adarankgrad.schedules.depth import DepthConfig
 from adarankgrad.schedules.extrapolation import ExtrapolationConfig
 from adarankgrad.train.errors import UserError
@@ -39,7 +39,7 @@ class ChosenMethods:
 
     config: RunConfig
     powerprop: PowerpropConfig | None
-    adadagrad: AdaDaGradConfig | None
+    adadagrad: AdAdaGradConfig | None
     depth: DepthConfig | None
     extrapolation: ExtrapolationConfig | None
     adapter: str | None
@@ -69,7 +69,10 @@ class ChosenMethods:
     @property
     def is_preconditioned(self) -> bool:
         """Whether powered weights take the optimizer's step times their slope."""
-        return self.powerprop is not None and self.powerprop.adam_mode == "preconditioned"
+        chosen = self.powerprop
+        return (
+            chosen is not None and chosen.changes_updates and chosen.adam_mode == "preconditioned"
+        )
 
 
 class Refusal(NamedTuple):

@@ -19,7 +19,7 @@ from adarankgrad.core.gradient_noise import (
 from adarankgrad.core.measurement import Measured
 from adarankgrad.optim.engine import SubspaceOptimizer
 from adarankgrad.schedules.adadagrad import (
-    AdaDaGradConfig,
+    AdAdaGradConfig,
     BatchSizeController,
     MicroBatchNorms,
     SampleNorms,
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 _FLAG = "--adadagrad"
 
 
-def adadagrad_settings(config: RunConfig) -> AdaDaGradConfig | None:
+def adadagrad_settings(config: RunConfig) -> AdAdaGradConfig | None:
     """Return how the batch grows, or None where it does not.
 
     Raises:
         UserError: A setting is unknown, missing or out of range, or the batch at the start is.
     """
     settings = read_method(
-        AdaDaGradConfig,
+        AdAdaGradConfig,
         config.adadagrad,
         _FLAG,
         needs="max_batch_size",
@@ -68,7 +68,7 @@ def growing_batch(config: RunConfig, model: nn.Module, optimizer: Optimizer) -> 
         return GrowingBatch(_controller(settings, config), model, optimizer)
 
 
-def _controller(settings: AdaDaGradConfig, config: RunConfig) -> BatchSizeController:
+def _controller(settings: AdAdaGradConfig, config: RunConfig) -> BatchSizeController:
     return BatchSizeController(
         settings,
         micro_batch_size=config.batch_size,

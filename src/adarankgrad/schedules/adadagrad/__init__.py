@@ -3,13 +3,13 @@
 `docs/adadagrad.md` says what of it was read, run and remembered.
 """
 
-from .controller import AdaDaGradConfig, BatchSizeController
+from .controller import AdAdaGradConfig, BatchSizeController
 from .micro_batches import MicroBatchNorms
 from .per_sample import per_sample_sums
 from .sample_norms import SampleNorms
 
 __all__ = [
-    "AdaDaGradConfig",
+    "AdAdaGradConfig",
     "BatchSizeController",
     "MicroBatchNorms",
     "SampleNorms",

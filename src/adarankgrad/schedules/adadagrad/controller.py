@@ -19,7 +19,7 @@ Statistics = Literal["micro-batches", "per-sample", "norms"]
 
 
 @dataclass(frozen=True)
-class AdaDaGradConfig:
+class AdAdaGradConfig:
     """How the batch grows.
 
     Attributes:
@@ -95,7 +95,7 @@ class BatchSizeController:
 
     Example:
         >>> from adarankgrad.core.gradient_noise import GradientNoise
-        >>> config = AdaDaGradConfig(max_batch_size=64, eta=0.5)
+        >>> config = AdAdaGradConfig(max_batch_size=64, eta=0.5)
         >>> controller = BatchSizeController(config, micro_batch_size=4, num_micro_batches=2)
         >>> controller.end_step(GradientNoise(8, squared_mean=1.0, variance=4.5))
         >>> controller.batch_size  # 4.5 / 0.5² = 18 samples, in fours
@@ -103,7 +103,7 @@ class BatchSizeController:
     """
 
     def __init__(
-        self, config: AdaDaGradConfig, *, micro_batch_size: int, num_micro_batches: int
+        self, config: AdAdaGradConfig, *, micro_batch_size: int, num_micro_batches: int
     ) -> None:
         self.config = config
         self.micro_batch_size = micro_batch_size
