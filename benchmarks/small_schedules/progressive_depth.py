@@ -1,4 +1,8 @@
-"""Progressive depth: operations to the last loss of training at full depth."""
+"""Progressive depth: operations to the last loss of training at full depth.
+
+Runs are long enough for a stage of few layers to learn more than how frequent words are: with a
+fifth of these tokens it had not, and growing was 0.6 nats behind.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ NAME = "progressive_depth"
 FULL = "full depth"
 LAYERS = (1, 2, 4, 8)
 STARTS = (0.0, 0.05, 0.1, 0.25)  # shares of the steps, as published
-RATES = (4e-3, 8e-3, 16e-3)
-SAMPLES, BATCH_SIZE, EVALUATIONS = 2880, 8, 16
+RATES = (2e-3, 4e-3, 8e-3)
+SAMPLES, BATCH_SIZE, EVALUATIONS = 9600, 16, 24
 RUNS: dict[str, Run] = {
     FULL: {},
     "growing": {"sampling": "constant_low"},
