@@ -155,7 +155,7 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
         ),
         (
             {"progressive_depth": "layers=(1,2),starts=(0,1)"},
-            "which has trained weights: leave it out, or train from the start, with adarankgrad",
+            "has 2: give layers=(2,...), so that none of them is lost",
         ),
         ({"task": "causal-lm", "text_column": "sentence"}, "no end token (eos)"),
         ({"warmup_steps": 9}, "warmup_steps = 9 is more than steps = 2"),
