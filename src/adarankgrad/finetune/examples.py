@@ -65,7 +65,10 @@ def load_examples(config: FinetuneConfig, task: Task) -> Examples:
     validation = _subset(validation, config.eval_examples)
     if not train or not validation:
         part = "validation" if train else "training"
-        raise UserError(f"{config.data} leaves no {part} examples: give more data.")
+        raise UserError(
+            f"{config.data} leaves no {part} examples: give more of them, "
+            "or --validation; a .txt file is one example."
+        )
     notes += [f"warning: {doubt}" for doubt in task.doubts(train, columns)]
     notes += _shared_examples(train, validation)
     return Examples(train, validation, columns, tuple(notes))

@@ -74,6 +74,11 @@ class GrowingDepth(Method):
         """Grow where a stage begins, and draw the depth."""
         self.depth.begin_step(step.num_steps_before, step.num_tokens_before)
 
+    def metrics(self) -> dict[str, float | None]:
+        """Return the layers of the present stage, where there are several stages."""
+        grows = self.depth.config.layers[0] < self.depth.config.max_depth
+        return {"layers": self.depth.num_layers} if grows else {}
+
     @property
     def is_whole(self) -> bool:
         """Whether the last stage has begun."""
