@@ -8,7 +8,7 @@ measures is said in its file under `small_schedules/`. Every method has a learni
 chosen on the first seed from three, and more outwards while the best is at an edge. Losses are
 validation losses in nats a token. Nothing is timed.
 
-The parts run in this order, one after another, in about 45 minutes on one slow core. Finished runs
+The parts run in this order, one after another, in about 75 minutes on one slow core. Finished runs
 are kept in ``--output``, and not repeated: after a change of the code, name another folder.
 ``--parts`` runs some and keeps the others' results. ``--scale 0.05 --seeds 0 --no-save`` tries that
 everything works, in a folder of its own.
