@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adarankgrad.schedules.adadagrad import AdAdaGradConfig, BatchSizeController, MicroBatchNorms
+from adarankgrad.train.record import count_to_loss
 from harness import print_table
 from small_schedules.language_model import Blocks, Plain, train
 from small_schedules.study import (
@@ -27,7 +28,6 @@ from small_schedules.study import (
     as_text,
     over_seeds,
     rate_text,
-    reached,
 )
 
 NAME = "adadagrad"
@@ -105,7 +105,9 @@ def _figures(found: dict[str, Any], targets: list[float]) -> dict[str, Any]:
 
 def _to_loss(name: str, pairs: list[tuple[Result, float]]) -> dict[str, Any]:
     return {
-        f"{what}_to_{name}": over_seeds([reached(run["rows"], loss, key) for run, loss in pairs])
+        f"{what}_to_{name}": over_seeds(
+            [count_to_loss(run["rows"], loss, key) for run, loss in pairs]
+        )
         for what, key in (("steps", "step"), ("samples", "samples"))
     }
 

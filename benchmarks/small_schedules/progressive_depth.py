@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adarankgrad.schedules.depth import DepthConfig, ProgressiveDepth
+from adarankgrad.train.record import count_to_loss
 from harness import print_table
 from small_schedules.language_model import Blocks, Plain, train
 from small_schedules.study import (
@@ -23,7 +24,6 @@ from small_schedules.study import (
     as_text,
     over_seeds,
     rate_text,
-    reached,
 )
 
 NAME = "progressive_depth"
@@ -95,7 +95,7 @@ def _figures(found: dict[str, Any], full: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _share_to_loss(run: Result, full: dict[str, Any]) -> float | None:
-    flops = reached(run["rows"], full["val_loss"], "flops")
+    flops = count_to_loss(run["rows"], full["val_loss"], "flops")
     return None if flops is None else flops / full["flops"]
 
 

@@ -124,19 +124,6 @@ def rate_text(method: dict[str, Any]) -> str:
     return f"{method['lr']:g}" + " (edge)" * method["is_at_edge_of_grid"]
 
 
-def reached(rows: Sequence[dict[str, Any]], loss: float, key: str) -> float | None:
-    """Return where in ``key`` the validation loss first was as low, by a straight line."""
-    before: dict[str, Any] | None = None
-    for row in rows:
-        if row["val_loss"] <= loss:
-            if before is None:
-                return float(row[key])
-            share = (before["val_loss"] - loss) / (before["val_loss"] - row["val_loss"])
-            return float(before[key] * (1 - share) + share * row[key])
-        before = row
-    return None
-
-
 def _widened(rates: list[float], best: float) -> list[float]:
     factor = rates[1] / rates[0]
     beyond = best / factor if best == rates[0] else best * factor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,18 +142,31 @@ class RunRecord:
             By a straight line between the evaluations before and after; None where it was not
             reached, or operations were not counted.
         """
-        before: dict[str, Any] | None = None
-        for row in self.evals:
-            flops = row.get("training_flops")
-            if flops is None:
-                return None
-            if row["val_loss"] <= loss:
-                if before is None:
-                    return float(flops)
-                share = (before["val_loss"] - loss) / (before["val_loss"] - row["val_loss"])
-                return float(before["training_flops"] * (1 - share) + share * flops)
-            before = row
-        return None
+        if any(row.get("training_flops") is None for row in self.evals):
+            return None
+        return count_to_loss(self.evals, loss, "training_flops")
+
+
+def count_to_loss(rows: Sequence[Mapping[str, Any]], loss: float, over: str) -> float | None:
+    """Return where the validation loss first was as low as this.
+
+    Args:
+        rows: Evaluations, with ``val_loss`` and what is counted.
+        loss: To reach, in nats.
+        over: The name of what is counted.
+
+    Returns:
+        By a straight line between the evaluations before and after; None where it was not reached.
+    """
+    before: Mapping[str, Any] | None = None
+    for row in rows:
+        if row["val_loss"] <= loss:
+            if before is None:
+                return float(row[over])
+            share = (before["val_loss"] - loss) / (before["val_loss"] - row["val_loss"])
+            return float(before[over] * (1 - share) + share * row[over])
+        before = row
+    return None
 
 
 def load_run(run_dir: Path) -> RunRecord:
