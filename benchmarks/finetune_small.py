@@ -3,12 +3,13 @@
     adarankgrad fetch-model minilm --output models/minilm   # and antiberty, smollm2
     python benchmarks/finetune_small.py --models models --data ../shared/data --workers 2
 
-MiniLM on SST-2, MRPC and STS-B, AntiBERTy on which variants of an antibody bind HER2, SmolLM2 on
-the answers of GSM8K: subsets, listed in `finetune_small.toml`, by `adarankgrad compare`. Rates are
-tried on the first seed, three of them and more outwards while the best is at an edge, and judged on
-the validation examples like everything else. A few hours on two cores; stopped, it goes on when
-started again. ``--tasks SST-2`` runs some and keeps the others' results. Peak memory is that of a
-run's process, Python and torch included.
+MiniLM on SST-2, MRPC and STS-B, AntiBERTy on which variants of an antibody bind HER2, from the ten
+residues that vary and two on each side, SmolLM2 on the answers of GSM8K: subsets, listed in
+`finetune_small.toml`, by `adarankgrad compare`. Rates are tried on the first seed, three of them
+and more outwards while the best is at an edge, and judged on the validation examples like
+everything else. Five hours of one core; stopped, it goes on when started again. ``--tasks SST-2``
+runs some and keeps the others' results. Peak memory is that of a run's process, Python and torch
+included.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from harness import RESULTS, finish, median, print_table, spread
 
 NAME = "finetune_small"
 MOST_RATES = 6
+NUM_NEIGHBOURS = 2  # residues on each side of the loop that an antibody's model sees
 
 
 def main() -> None:
@@ -138,16 +140,17 @@ def summarize(method: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def antibody_table(folder: Path, path: Path) -> None:
-    """Write heavy chains and whether they bind; loops found in both files are left out."""
+    """Write loops with neighbours and whether they bind; those in both files are left out."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     binding, others = loops(folder, "AgPos"), loops(folder, "AgNeg")
+    before, after = BEFORE_LOOP[-NUM_NEIGHBOURS:], AFTER_LOOP[:NUM_NEIGHBOURS]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sequence", "label"])
         for label, found in (("binds", binding - others), ("does not", others - binding)):
-            writer.writerows([BEFORE_LOOP + loop + AFTER_LOOP, label] for loop in sorted(found))
+            writer.writerows([before + loop + after, label] for loop in sorted(found))
 
 
 def print_task(name: str, task: dict[str, Any]) -> None:
