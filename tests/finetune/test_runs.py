@@ -152,6 +152,17 @@ def test_every_task_lowers_its_loss(task, changes, tune, tmp_path):
         assert first["hidden"] == [first["text"][place - 1] for place in first["places"]]
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_new_head_for_numbers_starts_at_the_mean_of_the_training_labels(method, tune, tmp_path):
+    tune("regression", method=method, steps=1, lr=1e-12)
+    examples = read_jsonl(tmp_path / "run" / "data" / "train.jsonl")
+    mean = sum(example["label"] for example in examples) / len(examples)
+    weights = load_file(next((tmp_path / "run" / "model").glob("*model.safetensors")))
+    (bias,) = (v for name, v in weights.items() if name.endswith("classifier.bias"))
+    # One step of Adam is no longer than its rate; the rest is rounding to float32.
+    assert bias.item() == pytest.approx(mean, rel=2**-23, abs=1e-11)
+
+
 def test_answers_are_generated_and_judged_by_their_final_number(tune, tmp_path):
     summary = tune("instruction", steps=1, generate_examples=3, max_new_tokens=4)
     predictions = read_jsonl(tmp_path / "run" / "predictions.jsonl")

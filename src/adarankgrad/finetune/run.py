@@ -235,6 +235,7 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     check_stages_are_reached(run.config, min(len(f["input_ids"]) for f in train.features))
     reset_peak_memory(run.device)
     model, new_weights = load_model(run.config, run.task, run.model_config, run.num_layers)
+    run.task.start_head(model, new_weights, run.examples.train)
     base_checksum, base_parameters = checksum_of(model), model.num_parameters()
     if run.checkpoint is not None:
         _check_base(run, base_checksum)

@@ -107,6 +107,11 @@ class Task(ABC):
         """Return settings of the model's configuration that the examples decide."""
         return {}
 
+    def start_head(  # noqa: B027 - most tasks leave it as the seed made it
+        self, model: nn.Module, new_weights: Sequence[str], train: Sequence[Example]
+    ) -> None:
+        """Set new weights of a head to what the training examples say, where that helps."""
+
     def check_tokenizer(  # noqa: B027 - most tasks take any
         self, tokenizer: PreTrainedTokenizerBase, columns: Columns
     ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from adarankgrad.finetune.columns import Columns
 from adarankgrad.finetune.table import Table
@@ -70,6 +71,18 @@ class Regression(SequenceTask):
     def model_settings(self) -> dict[str, Any]:
         """Return one output, a number."""
         return {"num_labels": 1, "problem_type": "regression"}
+
+    def start_head(
+        self, model: nn.Module, new_weights: Sequence[str], train: Sequence[Example]
+    ) -> None:
+        """Let a new head predict about the mean of the training labels, where it has a bias.
+
+        From 0, as the seed makes it, the first steps would be spent on the way to the mean.
+        """
+        mean = statistics.fmean(self.target(example) for example in train)
+        for name, weight in model.named_parameters():
+            if name in new_weights and name.endswith("bias") and weight.numel() == 1:
+                nn.init.constant_(weight, mean)
 
     def target(self, example: Example) -> float:
         """Return the number."""
