@@ -8,8 +8,8 @@ residues that vary and two on each side, SmolLM2 on the answers of GSM8K: subset
 `finetune_small.toml`, by `adarankgrad compare`. Rates are tried on the first seed, three of them
 and more outwards while the best is at an edge, and judged on the validation examples like
 everything else. Five hours of one core; stopped, it goes on when started again. ``--tasks SST-2``
-runs some and keeps the others' results. Peak memory is that of a run's process, Python and torch
-included.
+runs some and keeps the others' results. Projected state is that of the matrices which a method
+works on, a new head left out. Peak memory is that of a run's process, Python and torch included.
 """
 
 from __future__ import annotations
@@ -124,16 +124,15 @@ def widened(
 def summarize(method: dict[str, Any], metric: str) -> dict[str, Any]:
     """Figures of one method at its chosen rate."""
     values = list(method["metrics"].get(metric, {"by_seed": {}})["by_seed"].values())
-    is_full = "method" not in method["settings"]
     kept = (
         *("lr", "plain_lr", "is_at_edge_of_grid", "grid", "lost", "metrics", "commits"),
-        *("trainable_parameters", "state_bytes", "peak_bytes", "optimizer_s", "elapsed_s"),
+        *("trainable_parameters", "projected_state_bytes", "state_bytes", "peak_bytes"),
+        *("optimizer_s", "elapsed_s"),
     )
     return {
         "values": values,
         "median": median(values) if values else None,
         "spread": spread(values) if values else None,
-        "projected_state_bytes": method["projected_state_bytes"] if is_full else None,
         "mean_rank": method["mean_rank_last"],
         **{key: method[key] for key in kept},
     }
@@ -163,7 +162,7 @@ def print_task(name: str, task: dict[str, Any]) -> None:
             f"{row['lr']:g}" + " (edge)" * row["is_at_edge_of_grid"],
             f"{row['trainable_parameters'] / 1e6:.2f} M",
             *(
-                "-" if row[key] is None else f"{row[key] / 2**20:.1f}"
+                f"{row[key] / 2**20:.2f}"
                 for key in ("projected_state_bytes", "state_bytes", "peak_bytes")
             ),
             f"{row['elapsed_s']:.0f}",

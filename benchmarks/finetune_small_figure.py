@@ -18,7 +18,7 @@ _HEIGHT_IN = 2.6
 
 
 def draw(tasks: dict[str, dict[str, Any]]) -> bytes:
-    """Draw a panel for each task: a dot a seed, a line at the median, state beside the name."""
+    """Draw a panel for each task: a dot a seed, a line at the median, projected state beside."""
     figure = new_figure(_HEIGHT_IN * len(tasks), LIGHT)
     panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
     for axes, (name, task) in zip(panels, tasks.items(), strict=True):
@@ -39,4 +39,4 @@ def draw(tasks: dict[str, dict[str, Any]]) -> bytes:
 
 
 def _label(name: str, method: dict[str, Any]) -> str:
-    return f"{name}, {method['state_bytes'] / 2**20:.1f} MiB"
+    return f"{name}, {method['projected_state_bytes'] / 2**20:.1f} MiB"
