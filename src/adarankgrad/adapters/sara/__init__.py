@@ -52,6 +52,7 @@ class SaRAConfig:
         exclude: regular expressions; matching parameters stay frozen.
         train_fully: regular expressions of parameters to train as a whole, such as a new head.
         rank_loss_weight: λ of λ ‖P ⊙ M‖_*; 0 leaves the term, and its decompositions, out.
+            Embeddings have no such term (ours).
         rank_loss_scope: one ``"random"`` matrix a step, as the authors' code, or ``"all"``.
         rank_loss_min_side: matrices whose shorter side is not above it are left out of the term.
         reselect_at: share of the run's steps after which only entries that are still below the
