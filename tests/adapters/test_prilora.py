@@ -411,11 +411,12 @@ def test_a_model_with_an_adapter_is_refused():
         ("last_rank", 2.5),
         ("prune_share", 1.0),
         ("prune_every", 0),
-        ("norm_decay", 1.5),
+        ("norm_decay", 1.0),
         ("alpha", 0.0),
         ("alpha_rule", "rank"),
         ("compare", "column"),
         ("dropout", -0.1),
+        ("dropout", 1.0),
     ],
 )
 def test_a_setting_out_of_range_is_named(setting, value):

@@ -31,7 +31,7 @@ def test_gates_of_one_that_nothing_moves_are_a_plain_lora_bit_for_bit():
 
 
 def test_a_frozen_gate_is_not_shrunk():
-    run = tiny_run(gate_init="ones", train_gates=False, shrinkage=0.1).train([1])
+    run = tiny_run(gate_init="ones", train_gates=False).train([1])
     assert torch.equal(all_gates(run.model), torch.ones(14 * 4))
 
 
@@ -176,7 +176,16 @@ def test_surviving_parameters_are_counted_with_each_layers_own_shape():
             {"num_phases": 2, "max_shrinkage": 1e-3, "phase_spacing": "exp_linear"},
             "needs a shrinkage above 0",
         ),
-        ({"first_phase_share": 1.5}, "first_phase_share must be"),
+        ({"first_phase_share": 0.0}, r"first_phase_share must be in \(0, 1\)"),
+        ({"first_phase_share": 1.0}, r"first_phase_share must be in \(0, 1\)"),
+        ({"warmup_share": 1.0}, r"warmup_share must be in \[0, 1\)"),
+        ({"train_gates": False, "shrinkage": 1e-3}, "nothing that shrinkage 0.001 could move"),
+        ({"train_gates": False, "l1_weight": 10.0}, "nothing that l1_weight 10.0 could move"),
+        ({"train_gates": False, "gate_lr": 1e-3}, "nothing that gate_lr 0.001 could move"),
+        (
+            {"train_gates": False, "num_phases": 2, "max_shrinkage": 1e-3},
+            "nothing that max_shrinkage 0.001 could move",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings, message):

@@ -43,7 +43,7 @@ class LoraSettings:
         modules_to_save: modules trained in full and saved, such as a new head.
         task_type: peft's, such as ``"CAUSAL_LM"`` or ``"SEQ_CLS"``, which adds the head to
             ``modules_to_save``.
-        dropout: of the inputs of A, in [0, 1].
+        dropout: of the inputs of A, in [0, 1).
 
     Raises:
         ValueError: if a setting is out of range, or no pattern.
@@ -56,7 +56,7 @@ class LoraSettings:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("dropout", self.dropout, low=0.0, high=1.0)
+        check_number("dropout", self.dropout, low=0.0, high=1.0, is_high_allowed=False)
         check_pattern_settings(self, ("target_modules", "exclude_modules"))
 
     def peft_arguments(self) -> dict[str, Any]:

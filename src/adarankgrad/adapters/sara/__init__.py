@@ -83,9 +83,9 @@ class SaRAConfig:
             value = getattr(self, name)
             if value is None and name == "reselect_at":
                 continue
-            check_number(name, value, low=0.0, high=1.0, is_low_allowed=False)
-            if value == 1.0:
-                raise ValueError(f"{name} must be below 1, got {value!r}")
+            check_number(
+                name, value, low=0.0, high=1.0, is_low_allowed=False, is_high_allowed=False
+            )
         check_number("rank_loss_weight", self.rank_loss_weight, low=0.0)
         check_choice("rank_loss_scope", self.rank_loss_scope, ("random", "all"))
         check_count("rank_loss_min_side", self.rank_loss_min_side, low=0)

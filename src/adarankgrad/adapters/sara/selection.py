@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,9 @@ from .small_weights import SmallWeights, all_sites
 
 if TYPE_CHECKING:
     from . import SaRAConfig
+
+_MOST_OF_QUANTILE = 1.1
+"""Weights that tie at the threshold may add this much; those of bfloat16 add less than 1 %."""
 
 _TIES = "_tied_weights_keys"
 """Where a model of transformers names the tensors that its checkpoints leave out, by patterns."""
@@ -51,6 +55,8 @@ def select(model: nn.Module, config: SaRAConfig) -> None:
     if threshold is None:
         threshold = magnitude_threshold(list(candidates.values()), config.quantile)
     _check_share(candidates, threshold)
+    if config.threshold is None:
+        _warn_of_ties(candidates, threshold, config.quantile)
     places = _places(model)
     for name, param in candidates.items():
         _check_modules(name, places[id(param)])
@@ -101,6 +107,19 @@ def _check_share(candidates: dict[str, Tensor], threshold: float) -> None:
         raise ValueError(
             f"threshold {threshold:g} selects all {num_all:,} weights, which is full fine-tuning; "
             "lower it, or give a quantile"
+        )
+
+
+def _warn_of_ties(candidates: dict[str, Tensor], threshold: float, quantile: float) -> None:
+    tensors = list(candidates.values())
+    num_below, num_all = count_below(tensors, threshold), sum(each.numel() for each in tensors)
+    if num_below > _MOST_OF_QUANTILE * quantile * num_all + 1:
+        warnings.warn(
+            f"quantile {quantile:g} selects {num_below:,} of {num_all:,} weights, which is "
+            f"{num_below / num_all:.1%}: so many are equally small, such as zeros; give a "
+            "threshold, or name their tensors in exclude",
+            UserWarning,
+            stacklevel=4,
         )
 
 
