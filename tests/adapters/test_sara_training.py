@@ -102,18 +102,44 @@ def test_outputs_in_inference_mode_are_the_present_ones_and_training_goes_on_aft
     assert not torch.equal(logits(run.model, token_batch()), inferred)
 
 
-def test_convolutions_and_attention_are_trained_in_any_memory_format():
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def convolving_run(memory_format):
+    """A run of a model with convolution and attention, and the model itself."""
     torch.manual_seed(0)
-    base = TinyConvNet()
+    base = TinyConvNet().to(memory_format=memory_format)
     run = tiny_run(model=copy.deepcopy(base), threshold=0.1, batch_loss=image_loss)
-    run.model.to(memory_format=torch.channels_last)
-    assert not run.model.conv.weight.is_contiguous()
-    run.train(range(1, 4))
-    start = dict(base.named_parameters())
-    changed = {
-        name for name, weight in weights(run.model).items() if not torch.equal(weight, start[name])
-    }
+    assert run.model.conv.weight.is_contiguous(memory_format=memory_format)
+    return run, base
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_convolutions_and_attention_have_the_dense_gradient_in_any_memory_format(memory_format):
+    run, dense = convolving_run(memory_format)
+    image_loss(run.model, 1).backward()
+    image_loss(dense, 1).backward()
+    for site in sites(run.model):
+        expected = dense.get_parameter(site.name).grad.take(site.small.indices.long())
+        assert torch.equal(site.small.values.grad, expected), site.name
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_convolutions_and_attention_are_trained_and_exported_in_any_memory_format(
+    memory_format, tmp_path
+):
+    run, base = convolving_run(memory_format)
+    start = {name: param.detach().clone() for name, param in base.named_parameters()}
+    changed = set()
+    for name, weight in weights(run.train(range(1, 4)).model).items():
+        is_selected = start[name].abs() < 0.1
+        assert torch.equal(weight[~is_selected], start[name][~is_selected]), name
+        changed |= set() if torch.equal(weight, start[name]) else {name}
     assert {"conv.weight", "attention.in_proj_weight", "attention.out_proj.weight"} <= changed
+    sara.export(run.model, tmp_path)
+    loaded = sara.load(base, tmp_path)
+    # In training mode, since the running statistics of the norm are no weights.
+    assert torch.equal(image_loss(loaded, 9), image_loss(run.model, 9))
 
 
 def test_tied_weights_are_trained_once_with_the_gradient_of_both_uses():
