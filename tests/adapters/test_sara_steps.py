@@ -161,11 +161,6 @@ def test_frozen_entries_get_no_gradient_and_no_low_rank_term():
     assert not any(each.any() for each in after_backward + after_term)
 
 
-def test_every_batch_is_a_step_also_at_the_second_selection():
-    run = tiny_run(reselect_at=0.5).train(range(1, 9))
-    assert {int(state["step"]) for state in run.optimizer.state.values()} == {8}
-
-
 def test_the_optimizer_can_start_again_at_the_second_selection():
     run = tiny_run(reselect_at=0.5, restart_optimizer=True).train(range(1, 9))
     assert {int(state["step"]) for state in run.optimizer.state.values()} == {4}

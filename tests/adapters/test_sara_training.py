@@ -63,19 +63,23 @@ def test_training_moves_selected_entries_alone_under_decay_too():
         assert not is_selected.any() or not torch.equal(weight, base[name])
 
 
-def test_training_is_that_of_the_dense_model_with_a_masked_gradient():
-    run = tiny_run(weight_decay=0.1).train(range(1, 5))
+@pytest.mark.parametrize("reselect_at", [None, 0.5])
+def test_training_is_that_of_the_dense_model_with_a_masked_gradient_and_loses_no_batch(reselect_at):
+    run = tiny_run(weight_decay=0.1, reselect_at=reselect_at).train(range(1, 9))
     dense = tiny_llama()
     masks = {name: param.detach().abs() < THRESHOLD for name, param in dense.named_parameters()}
-    start = {name: param.detach().clone() for name, param in dense.named_parameters()}
+    held = {name: param.detach().clone() for name, param in dense.named_parameters()}
     optimizer = torch.optim.AdamW(dense.parameters(), lr=1e-3, weight_decay=0.1)
-    for step in range(1, 5):
+    for step in range(1, 9):
         causal_loss(dense, token_batch(step)).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             for name, param in dense.named_parameters():
-                param.copy_(torch.where(masks[name], param, start[name]))
+                param.copy_(torch.where(masks[name], param, held[name]))
+                if reselect_at is not None and step == 4:
+                    masks[name] &= param.abs() < THRESHOLD
+                    held[name].copy_(param)
     for name, weight in weights(run.model).items():
         assert torch.equal(weight, dense.get_parameter(name)), name
 
