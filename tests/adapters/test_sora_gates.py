@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -100,6 +102,26 @@ def test_by_default_half_of_the_gates_without_gradient_die_within_the_run():
         run.hook.on_optimizer_step(step)
     # 896 gates: a share of one half within four standard errors, 4 * 0.5 / sqrt(896).
     assert abs((all_gates(run.model) == 0).float().mean() - 0.5) < 0.067
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_warned"),
+    [
+        # The default is 0.6745 / 20 = 0.034 a step.
+        ({"gate_lr": 0.03}, True),
+        ({"gate_lr": 0.04}, False),
+        ({"gate_lr": 8e-4, "shrinkage": 3e-4}, False),
+        ({"gate_lr": 8e-4, "num_phases": 2, "max_shrinkage": 1e-3}, True),
+        ({"gate_lr": 0.04, "shrinkage": 2.0, "shrinkage_unit": "lr"}, True),
+        ({"gate_lr": 0.04, "shrinkage": 0.5, "shrinkage_unit": "lr"}, False),
+        ({"train_gates": False}, False),
+    ],
+)
+def test_a_shrinkage_above_the_gates_rate_warns_that_no_gate_can_hold(settings, is_warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny_run(num_steps=20, **settings)
+    assert any("is above the gates' rate" in str(each.message) for each in caught) is is_warned
 
 
 def test_the_official_threshold_can_be_chosen():

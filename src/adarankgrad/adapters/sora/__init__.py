@@ -233,10 +233,14 @@ def step_hook(
 ) -> GateHook:
     """Return the hook that shrinks the gates; ``shrinkage_unit="lr"`` needs the optimizer.
 
+    Warns where the optimizer's rate of the gates is below the shrinkage.
+
     Raises:
         ValueError: if the model has no gates, or a phase would have no step.
     """
-    return GateHook(model, config, schedule(config, num_steps=num_steps), optimizer)
+    hook = GateHook(model, config, schedule(config, num_steps=num_steps), optimizer)
+    hook.warn_if_no_gate_can_hold()
+    return hook
 
 
 def export(model: nn.Module, folder: str | PathLike[str]) -> None:
