@@ -92,6 +92,15 @@ def test_recurrent_layers_are_refused_before_anything_changes():
     sara.apply(model, SaRAConfig(threshold=0.1, exclude="^1"))
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_with_sparse_gradients_are_refused_before_anything_changes(kind):
+    model = nn.Sequential(kind(8, 4, sparse=True), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=f"cannot train '0.weight': this {kind.__name__} gives"):
+        sara.apply(model, SaRAConfig(threshold=0.1))
+    assert model[1].weight.requires_grad and not parametrize.is_parametrized(model[1])
+    sara.apply(model, SaRAConfig(threshold=0.1, exclude="^0"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

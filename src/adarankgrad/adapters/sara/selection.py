@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ...core.magnitude import count_below, is_below, magnitude_threshold
 from ...core.patterns import matching_names
-from .small_weights import SmallWeights, all_sites
+from .small_weights import EMBEDDINGS, SmallWeights, all_sites
 
 if TYPE_CHECKING:
     from . import SaRAConfig
@@ -125,10 +125,16 @@ def _warn_of_ties(candidates: dict[str, Tensor], threshold: float, quantile: flo
 
 def _check_modules(name: str, places: Sequence[Place]) -> None:
     for place in places:
+        kind = type(place.module).__name__
         if isinstance(place.module, nn.RNNBase):
             raise ValueError(
-                f"SaRA cannot train {name!r}: a {type(place.module).__name__} keeps a list of its "
-                "weights of its own; name it in exclude"
+                f"SaRA cannot train {name!r}: a {kind} keeps a list of its weights of its own; "
+                "name it in exclude"
+            )
+        if isinstance(place.module, EMBEDDINGS) and place.module.sparse:
+            raise ValueError(
+                f"SaRA cannot train {name!r}: this {kind} gives sparse gradients; set its sparse "
+                "to False, or name it in exclude"
             )
 
 

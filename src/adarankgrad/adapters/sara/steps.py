@@ -12,12 +12,10 @@ from torch.optim import Optimizer
 from ...core.magnitude import is_below
 from ...core.nuclear_norm import nuclear_norm_gradient
 from ..interface import StepHook
-from .small_weights import Site, all_sites, put_entries_, sites, write_back
+from .small_weights import EMBEDDINGS, Site, all_sites, put_entries_, sites, write_back
 
 if TYPE_CHECKING:
     from . import SaRAConfig
-
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class SmallWeightsHook(StepHook):
@@ -90,7 +88,7 @@ class SmallWeightsHook(StepHook):
         # A row that no batch uses has no other gradient, and Adam would take the term's alone for
         # steps of the whole rate. A head that is tied to an embedding counts as one.
         embedded = {
-            id(site.small) for site in all_sites(self.model) if isinstance(site.module, _EMBEDDINGS)
+            id(site.small) for site in all_sites(self.model) if isinstance(site.module, EMBEDDINGS)
         }
         matrices = [
             site
