@@ -432,6 +432,14 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path):
         prilora.load(tiny_bert(), tmp_path)
 
 
+def test_truncated_weights_are_refused(tmp_path):
+    prilora.export(prilora.apply(tiny_llama(), PRILoRAConfig()), tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        prilora.load(tiny_llama(), tmp_path)
+
+
 def test_a_folder_without_adapter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="adapter_config.json is missing"):
         prilora.load(tiny_llama(), tmp_path)

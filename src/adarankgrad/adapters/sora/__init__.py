@@ -256,6 +256,6 @@ def load(base_model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
     """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits.
 
     Raises:
-        ValueError: if the folder holds no plain LoRA, or one of another base model.
+        ValueError: if the folder holds no plain LoRA, a damaged one, or one of another base model.
     """
     return load_lora(base_model, folder)
