@@ -99,9 +99,8 @@ class SmallWeightsHook(StepHook):
         ]
         if self.config.rank_loss_scope == "all" or not matrices:
             return matrices
-        generator = torch.Generator().manual_seed(self.config.seed)
         # A draw of its own for every step, without drawing those before it.
-        generator.manual_seed(generator.initial_seed() * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         return [matrices[int(torch.randint(len(matrices), (1,), generator=generator))]]
 
 
