@@ -17,10 +17,12 @@ from .training import Run
 
 def nuclear_norms(model):
     return sum(
-        float(torch.linalg.svdvals(selected_matrix(site)).sum())
-        for site in sites(model)
-        if "embed_tokens" not in site.name
+        float(torch.linalg.svdvals(selected_matrix(site)).sum()) for site in matrices_of(model)
     )
+
+
+def matrices_of(model):
+    return [site for site in sites(model) if "embed_tokens" not in site.name]
 
 
 def test_the_low_rank_term_reaches_the_trained_values():
@@ -43,9 +45,14 @@ def test_the_low_rank_term_reaches_the_trained_values():
 
 def test_the_low_rank_term_lowers_the_nuclear_norm():
     settings = {"rank_loss_scope": "all", "rank_loss_min_side": 8}
-    without = tiny_run(**settings).train(range(1, 9))
+    without = tiny_run(**settings)
+    # What one step of Adam by the term alone takes off, to first order: a fifth of the norms. Of
+    # eight steps, to whose gradients the term adds more than the loss does, one is little to ask.
+    pulls = [rank_loss_gradient(site).abs().sum() for site in matrices_of(without.model)]
+    one_step = 1e-3 * sum(pulls)
     with_term = tiny_run(rank_loss_weight=0.1, **settings).train(range(1, 9))
-    assert nuclear_norms(with_term.model) < 0.9 * nuclear_norms(without.model)
+    without.train(range(1, 9))
+    assert nuclear_norms(with_term.model) < nuclear_norms(without.model) - one_step
 
 
 class Words(nn.Module):
