@@ -51,7 +51,9 @@ def test_defaults_train_save_state_for_weights_only_and_load_on_the_base(name, t
     tuned = logits(run.model, token_batch())
     find_adapter(name).export(run.model, tmp_path / "adapter")
     loaded = find_adapter(name).load(tiny_llama(), tmp_path / "adapter")
-    torch.testing.assert_close(logits(loaded, token_batch()), tuned, rtol=0, atol=1e-5)
+    # SoRA's export folds the gates, to the 1e-5 that docs/sora.md promises; the others' is exact.
+    tolerance = 1e-5 if name == "sora" else 0.0
+    torch.testing.assert_close(logits(loaded, token_batch()), tuned, rtol=0, atol=tolerance)
     assert not torch.equal(tuned, logits(tiny_llama(), token_batch()))
 
 

@@ -411,11 +411,12 @@ def test_a_model_with_an_adapter_is_refused():
         ("last_rank", 2.5),
         ("prune_share", 1.0),
         ("prune_every", 0),
-        ("norm_decay", 1.5),
+        ("norm_decay", 1.0),
         ("alpha", 0.0),
         ("alpha_rule", "rank"),
         ("compare", "column"),
         ("dropout", -0.1),
+        ("dropout", 1.0),
     ],
 )
 def test_a_setting_out_of_range_is_named(setting, value):
@@ -429,6 +430,14 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path):
         prilora.load(tiny_llama(num_layers=2), tmp_path)
     with pytest.raises(ValueError, match="no module 'model.layers.0.*another base model"):
         prilora.load(tiny_bert(), tmp_path)
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    prilora.export(prilora.apply(tiny_llama(), PRILoRAConfig()), tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        prilora.load(tiny_llama(), tmp_path)
 
 
 def test_a_folder_without_adapter_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -34,6 +35,19 @@ def test_a_quantile_selects_its_share_of_all_weights():
     num_all = sum(param.numel() for param in tiny_llama().parameters())
     assert sum(sara.num_selected(model).values()) == math.ceil(0.1 * num_all)
     assert 0.0 < sara.threshold_of(model) < 0.02
+
+
+def test_a_quantile_that_zeros_make_select_far_more_warns():
+    model = tiny_llama()
+    nn.init.zeros_(model.model.layers[0].mlp.up_proj.weight)
+    with pytest.warns(UserWarning, match="quantile 0.01 selects 1,536 of 19,424 weights.* 7.9%"):
+        sara.apply(model, SaRAConfig(quantile=0.01))
+
+
+def test_ties_of_half_precision_weights_at_the_threshold_do_not_warn():
+    model = sara.apply(tiny_llama().to(torch.bfloat16), SaRAConfig(quantile=0.05))
+    num_all = sum(param.numel() for param in tiny_llama().parameters())
+    assert sum(sara.num_selected(model).values()) >= 0.05 * num_all
 
 
 def test_patterns_choose_tensors():
@@ -78,12 +92,22 @@ def test_recurrent_layers_are_refused_before_anything_changes():
     sara.apply(model, SaRAConfig(threshold=0.1, exclude="^1"))
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embeddings_with_sparse_gradients_are_refused_before_anything_changes(kind):
+    model = nn.Sequential(kind(8, 4, sparse=True), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=f"cannot train '0.weight': this {kind.__name__} gives"):
+        sara.apply(model, SaRAConfig(threshold=0.1))
+    assert model[1].weight.requires_grad and not parametrize.is_parametrized(model[1])
+    sara.apply(model, SaRAConfig(threshold=0.1, exclude="^0"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"threshold": 0.0}, "threshold must be"),
-        ({"quantile": 1.0}, "quantile must be below 1"),
-        ({"reselect_at": 1.5}, "reselect_at must be"),
+        ({"quantile": 0.0}, r"quantile must be in \(0, 1\)"),
+        ({"quantile": 1.0}, r"quantile must be in \(0, 1\)"),
+        ({"reselect_at": 1.0}, r"reselect_at must be in \(0, 1\)"),
         ({"rank_loss_weight": -1.0}, "rank_loss_weight must be"),
         ({"rank_loss_scope": "one"}, "rank_loss_scope must be one of random, all"),
         ({"seed": -1}, "seed must be"),

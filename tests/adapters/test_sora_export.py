@@ -157,7 +157,8 @@ def test_exported_ranks_are_of_whole_names_and_a_dead_layer_is_adapted_by_no_oth
     ranks = {name: layer.r["default"] for name, layer in lora_layers(loaded).items()}
     assert ranks == kept
     inputs = torch.randn(3, 4)
-    torch.testing.assert_close(loaded(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+    # The 1e-5 that docs/sora.md promises; outputs of about 0.3, so some hundred roundings.
+    torch.testing.assert_close(loaded(inputs), model(inputs), rtol=0, atol=1e-5)
 
 
 class TransposedAndNot(nn.Module):
@@ -180,7 +181,8 @@ def test_transposed_and_usual_layers_side_by_side_are_merged():
     gated = model(inputs)
     with model.disable_adapter():
         assert not torch.allclose(model(inputs), gated)
-    torch.testing.assert_close(model.merge_and_unload()(inputs), gated, rtol=1e-5, atol=1e-5)
+    # The 1e-5 that docs/sora.md promises; outputs of about 1, so some hundred roundings.
+    torch.testing.assert_close(model.merge_and_unload()(inputs), gated, rtol=0, atol=1e-5)
 
 
 def test_a_classifier_is_trained_saved_and_loaded_with_the_adapter(tmp_path):

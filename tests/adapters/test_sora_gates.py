@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -31,7 +33,7 @@ def test_gates_of_one_that_nothing_moves_are_a_plain_lora_bit_for_bit():
 
 
 def test_a_frozen_gate_is_not_shrunk():
-    run = tiny_run(gate_init="ones", train_gates=False, shrinkage=0.1).train([1])
+    run = tiny_run(gate_init="ones", train_gates=False).train([1])
     assert torch.equal(all_gates(run.model), torch.ones(14 * 4))
 
 
@@ -100,6 +102,26 @@ def test_by_default_half_of_the_gates_without_gradient_die_within_the_run():
         run.hook.on_optimizer_step(step)
     # 896 gates: a share of one half within four standard errors, 4 * 0.5 / sqrt(896).
     assert abs((all_gates(run.model) == 0).float().mean() - 0.5) < 0.067
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_warned"),
+    [
+        # The default is 0.6745 / 20 = 0.034 a step.
+        ({"gate_lr": 0.03}, True),
+        ({"gate_lr": 0.04}, False),
+        ({"gate_lr": 8e-4, "shrinkage": 3e-4}, False),
+        ({"gate_lr": 8e-4, "num_phases": 2, "max_shrinkage": 1e-3}, True),
+        ({"gate_lr": 0.04, "shrinkage": 2.0, "shrinkage_unit": "lr"}, True),
+        ({"gate_lr": 0.04, "shrinkage": 0.5, "shrinkage_unit": "lr"}, False),
+        ({"train_gates": False}, False),
+    ],
+)
+def test_a_shrinkage_above_the_gates_rate_warns_that_no_gate_can_hold(settings, is_warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny_run(num_steps=20, **settings)
+    assert any("is above the gates' rate" in str(each.message) for each in caught) is is_warned
 
 
 def test_the_official_threshold_can_be_chosen():
@@ -176,7 +198,16 @@ def test_surviving_parameters_are_counted_with_each_layers_own_shape():
             {"num_phases": 2, "max_shrinkage": 1e-3, "phase_spacing": "exp_linear"},
             "needs a shrinkage above 0",
         ),
-        ({"first_phase_share": 1.5}, "first_phase_share must be"),
+        ({"first_phase_share": 0.0}, r"first_phase_share must be in \(0, 1\)"),
+        ({"first_phase_share": 1.0}, r"first_phase_share must be in \(0, 1\)"),
+        ({"warmup_share": 1.0}, r"warmup_share must be in \[0, 1\)"),
+        ({"train_gates": False, "shrinkage": 1e-3}, "nothing that shrinkage 0.001 could move"),
+        ({"train_gates": False, "l1_weight": 10.0}, "nothing that l1_weight 10.0 could move"),
+        ({"train_gates": False, "gate_lr": 1e-3}, "nothing that gate_lr 0.001 could move"),
+        (
+            {"train_gates": False, "num_phases": 2, "max_shrinkage": 1e-3},
+            "nothing that max_shrinkage 0.001 could move",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings, message):

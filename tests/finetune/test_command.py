@@ -278,3 +278,12 @@ def test_a_run_of_another_command_is_not_resumed(tmp_path, inputs, capsys):
     assert call("finetune", *flags_for(tmp_path, inputs)) == 0
     assert call("train", "--resume", "--output", str(tmp_path / "run")) == 2
     assert "adarankgrad finetune --resume" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line_and_said_once(tmp_path, inputs):
+    flags = flags_for(tmp_path, inputs, method="sora", lr=1e-3)
+    command = [sys.executable, "-m", "adarankgrad", "finetune", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    (shown,) = (line for line in run.stderr.splitlines() if "shrinkage" in line)
+    assert shown.startswith("adarankgrad: warning: SoRA's shrinkage of 0.337 a step is above the")
+    assert "UserWarning" not in run.stderr

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -43,7 +43,7 @@ class LoraSettings:
         modules_to_save: modules trained in full and saved, such as a new head.
         task_type: peft's, such as ``"CAUSAL_LM"`` or ``"SEQ_CLS"``, which adds the head to
             ``modules_to_save``.
-        dropout: of the inputs of A, in [0, 1].
+        dropout: of the inputs of A, in [0, 1).
 
     Raises:
         ValueError: if a setting is out of range, or no pattern.
@@ -56,7 +56,7 @@ class LoraSettings:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("dropout", self.dropout, low=0.0, high=1.0)
+        check_number("dropout", self.dropout, low=0.0, high=1.0, is_high_allowed=False)
         check_pattern_settings(self, ("target_modules", "exclude_modules"))
 
     def peft_arguments(self) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def load_lora(base_model: nn.Module, folder: str | PathLike[str]) -> PeftModel:
     """Load a plain LoRA adapter, checked against the model before anything is changed.
 
     Raises:
-        ValueError: if the folder holds none, one with gates, or one of another base model.
+        ValueError: if the folder holds none, a damaged one, one with gates, or one of another base
+            model.
     """
     path = Path(folder)
     _check_files(path)
@@ -196,8 +197,11 @@ def _check_files(path: Path) -> None:
 
 
 def _saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _check_fits(module: nn.Module | None, name: str, kind: str, shape: tuple[int, ...]) -> None:

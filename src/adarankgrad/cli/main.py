@@ -1,4 +1,4 @@
-"""The ``adarankgrad`` command: its subcommands, and one line for every error.
+"""The ``adarankgrad`` command: its subcommands, and one line for every error and warning.
 
 Exit codes: 0 done, 1 training broke off, 2 the request cannot be met, 3 training diverged,
 128 + n stopped by signal n.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -33,7 +34,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: Without the program's name; default ``sys.argv``.
     """
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    usual, warnings.formatwarning = warnings.formatwarning, _one_line
+    try:
+        exit_code = _run(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        warnings.formatwarning = usual
+    sys.exit(exit_code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -68,6 +74,11 @@ def _run(arguments: list[str]) -> int:
         # Without arguments typer has printed the help already and has nothing to add.
         return _fail(f"{message} See --help.", 2) if message else 2
     return result if isinstance(result, int) else 0
+
+
+def _one_line(message: Warning | str, *place: Any, **line: Any) -> str:
+    """Return a warning without the line of the source that gave it."""
+    return f"adarankgrad: warning: {' '.join(str(message).split())}\n"
 
 
 def _fail(message: str, exit_code: int) -> int:

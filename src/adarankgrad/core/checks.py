@@ -7,18 +7,25 @@ from typing import Any
 
 
 def check_number(
-    name: str, value: Any, *, low: float, high: float = math.inf, is_low_allowed: bool = True
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = math.inf,
+    is_low_allowed: bool = True,
+    is_high_allowed: bool = True,
 ) -> None:
-    """Refuse what is not a finite number in [low, high], or in (low, high].
+    """Refuse what is not a finite number in [low, high], or in that range without an end of it.
 
     Raises:
         ValueError: naming the setting, its value and the range.
     """
     number = as_number(value)
-    is_inside = (low <= number if is_low_allowed else low < number) and number <= high
-    if not is_inside or math.isinf(number):
-        bracket = "[" if is_low_allowed else "("
-        allowed = f"in {bracket}{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+    is_above = low <= number if is_low_allowed else low < number
+    is_below = number <= high if is_high_allowed else number < high
+    if not (is_above and is_below) or math.isinf(number):
+        first, last = "[" if is_low_allowed else "(", "]" if is_high_allowed else ")"
+        allowed = f"in {first}{low:g}, {high:g}{last}" if high < math.inf else f"at least {low:g}"
         raise ValueError(f"{name} must be {allowed} and finite, got {value!r}")
 
 

@@ -189,7 +189,10 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
     task.check_answers(examples.validation, tokenizer, most_tokens(model_config, tokenizer))
-    method.check(build_empty(config, task, model_config))
+    with warnings.catch_warnings():
+        # What is to be warned of is said when the model itself is prepared.
+        warnings.simplefilter("ignore", UserWarning)
+        method.check(build_empty(config, task, model_config))
     check_writable(run_dir)
     return _Run(
         config=config,

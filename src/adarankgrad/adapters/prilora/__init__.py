@@ -69,13 +69,9 @@ class PRILoRAConfig(LoraSettings):
         check_count("last_rank", self.last_rank, low=1)
         check_number("alpha", self.alpha, low=0.0, is_low_allowed=False)
         check_choice("alpha_rule", self.alpha_rule, get_args(AlphaRule))
-        check_number("prune_share", self.prune_share, low=0.0, high=1.0)
-        if self.prune_share == 1.0:
-            raise ValueError(
-                "prune_share must be below 1: pruning all of A leaves nothing to train"
-            )
+        for name in ("prune_share", "norm_decay"):
+            check_number(name, getattr(self, name), low=0.0, high=1.0, is_high_allowed=False)
         check_count("prune_every", self.prune_every, low=1)
-        check_number("norm_decay", self.norm_decay, low=0.0, high=1.0)
         check_choice("compare", self.compare, ("row", "matrix"))
 
 
@@ -142,7 +138,7 @@ def load(base_model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
     """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits.
 
     Raises:
-        ValueError: if the folder holds no plain LoRA, or one of another base model.
+        ValueError: if the folder holds no plain LoRA, a damaged one, or one of another base model.
     """
     return load_lora(base_model, folder)
 

@@ -52,6 +52,7 @@ class SaRAConfig:
         exclude: regular expressions; matching parameters stay frozen.
         train_fully: regular expressions of parameters to train as a whole, such as a new head.
         rank_loss_weight: λ of λ ‖P ⊙ M‖_*; 0 leaves the term, and its decompositions, out.
+            Embeddings have no such term (ours).
         rank_loss_scope: one ``"random"`` matrix a step, as the authors' code, or ``"all"``.
         rank_loss_min_side: matrices whose shorter side is not above it are left out of the term.
         reselect_at: share of the run's steps after which only entries that are still below the
@@ -82,9 +83,9 @@ class SaRAConfig:
             value = getattr(self, name)
             if value is None and name == "reselect_at":
                 continue
-            check_number(name, value, low=0.0, high=1.0, is_low_allowed=False)
-            if value == 1.0:
-                raise ValueError(f"{name} must be below 1, got {value!r}")
+            check_number(
+                name, value, low=0.0, high=1.0, is_low_allowed=False, is_high_allowed=False
+            )
         check_number("rank_loss_weight", self.rank_loss_weight, low=0.0)
         check_choice("rank_loss_scope", self.rank_loss_scope, ("random", "all"))
         check_count("rank_loss_min_side", self.rank_loss_min_side, low=0)

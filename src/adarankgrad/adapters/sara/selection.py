@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,10 +13,13 @@ from torch.nn.utils import parametrize
 
 from ...core.magnitude import count_below, is_below, magnitude_threshold
 from ...core.patterns import matching_names
-from .small_weights import SmallWeights, all_sites
+from .small_weights import EMBEDDINGS, SmallWeights, all_sites
 
 if TYPE_CHECKING:
     from . import SaRAConfig
+
+_MOST_OF_QUANTILE = 1.5
+"""Ties may add this much unsaid: of bfloat16 weights below 1 %, of biases of zero somewhat more."""
 
 _TIES = "_tied_weights_keys"
 """Where a model of transformers names the tensors that its checkpoints leave out, by patterns."""
@@ -51,6 +55,8 @@ def select(model: nn.Module, config: SaRAConfig) -> None:
     if threshold is None:
         threshold = magnitude_threshold(list(candidates.values()), config.quantile)
     _check_share(candidates, threshold)
+    if config.threshold is None:
+        _warn_of_ties(candidates, threshold, config.quantile)
     places = _places(model)
     for name, param in candidates.items():
         _check_modules(name, places[id(param)])
@@ -104,12 +110,31 @@ def _check_share(candidates: dict[str, Tensor], threshold: float) -> None:
         )
 
 
+def _warn_of_ties(candidates: dict[str, Tensor], threshold: float, quantile: float) -> None:
+    tensors = list(candidates.values())
+    num_below, num_all = count_below(tensors, threshold), sum(each.numel() for each in tensors)
+    if num_below > _MOST_OF_QUANTILE * quantile * num_all + 1:
+        warnings.warn(
+            f"quantile {quantile:g} selects {num_below:,} of {num_all:,} weights, which is "
+            f"{num_below / num_all:.1%}: so many are equally small, such as zeros; give a "
+            "threshold, or name their tensors in exclude",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _check_modules(name: str, places: Sequence[Place]) -> None:
     for place in places:
+        kind = type(place.module).__name__
         if isinstance(place.module, nn.RNNBase):
             raise ValueError(
-                f"SaRA cannot train {name!r}: a {type(place.module).__name__} keeps a list of its "
-                "weights of its own; name it in exclude"
+                f"SaRA cannot train {name!r}: a {kind} keeps a list of its weights of its own; "
+                "name it in exclude"
+            )
+        if isinstance(place.module, EMBEDDINGS) and place.module.sparse:
+            raise ValueError(
+                f"SaRA cannot train {name!r}: this {kind} gives sparse gradients; set its sparse "
+                "to False, or name it in exclude"
             )
 
 

@@ -18,6 +18,9 @@ from torch.nn.utils import parametrize
 from ...core.layers import unshare_class
 from .checksum import checksum
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+"""Modules that read few rows of their weight at a time."""
+
 _MAX_INT32 = 2**31 - 1
 
 

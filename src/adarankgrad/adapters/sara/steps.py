@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from ...core.magnitude import is_below
 from ...core.nuclear_norm import nuclear_norm_gradient
 from ..interface import StepHook
-from .small_weights import Site, put_entries_, sites, write_back
+from .small_weights import EMBEDDINGS, Site, all_sites, put_entries_, sites, write_back
 
 if TYPE_CHECKING:
     from . import SaRAConfig
 
 
 class SmallWeightsHook(StepHook):
-    """Adds the gradient of λ ‖P ⊙ M‖_*, and selects again once.
+    """Adds the gradient of λ ‖P ⊙ M‖_*, embeddings left out, and selects again once.
 
     The random choice of a matrix depends on seed and step alone, so that all data-parallel
     processes make the same one and a resumed run repeats it. Nothing is kept between steps: which
@@ -85,16 +85,22 @@ class SmallWeightsHook(StepHook):
                 self.optimizer.state.pop(site.small.values, None)
 
     def _regularized(self, step: int) -> list[Site]:
+        # A row that no batch uses has no other gradient, and Adam would take the term's alone for
+        # steps of the whole rate. A head that is tied to an embedding counts as one.
+        embedded = {
+            id(site.small) for site in all_sites(self.model) if isinstance(site.module, EMBEDDINGS)
+        }
         matrices = [
             site
             for site in sites(self.model)
-            if site.base.dim() == 2 and min(site.base.shape) > self.config.rank_loss_min_side
+            if site.base.dim() == 2
+            and min(site.base.shape) > self.config.rank_loss_min_side
+            and id(site.small) not in embedded
         ]
         if self.config.rank_loss_scope == "all" or not matrices:
             return matrices
-        generator = torch.Generator().manual_seed(self.config.seed)
         # A draw of its own for every step, without drawing those before it.
-        generator.manual_seed(generator.initial_seed() * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         return [matrices[int(torch.randint(len(matrices), (1,), generator=generator))]]
 
 

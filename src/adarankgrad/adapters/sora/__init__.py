@@ -60,7 +60,7 @@ class SoRAConfig(LoraSettings):
         rank: of every layer at the start, and its ceiling.
         alpha: A and B are scaled by ``alpha / rank``, whatever survives.
         gate_init: ``"normal"`` draws gates from N(0, 1), as the authors' code; ``"ones"``.
-        train_gates: False freezes the gates, and nothing shrinks them.
+        train_gates: False freezes the gates, and takes no setting that would move them.
         gate_lr: of the gates; None for that of A and B.
         threshold: ``"soft"`` is the soft threshold of the paper; ``"official"`` the one of the
             authors' code, which also zeroes what lies between one and two shrinkages.
@@ -109,9 +109,25 @@ class SoRAConfig(LoraSettings):
                 check_number(name, getattr(self, name), low=0.0)
         check_number("l1_weight", self.l1_weight, low=0.0)
         check_count("num_phases", self.num_phases, low=0)
-        check_number("first_phase_share", self.first_phase_share, low=0.0, high=1.0)
-        check_number("warmup_share", self.warmup_share, low=0.0, high=1.0)
+        check_number(
+            "first_phase_share",
+            self.first_phase_share,
+            low=0.0,
+            high=1.0,
+            is_low_allowed=False,
+            is_high_allowed=False,
+        )
+        check_number("warmup_share", self.warmup_share, low=0.0, high=1.0, is_high_allowed=False)
+        self._check_frozen()
         self._check_phases()
+
+    def _check_frozen(self) -> None:
+        for name in ("shrinkage", "max_shrinkage", "l1_weight", "gate_lr"):
+            if not self.train_gates and getattr(self, name):
+                raise ValueError(
+                    f"train_gates False leaves nothing that {name} {getattr(self, name)!r} could "
+                    "move; leave it out"
+                )
 
     def _check_phases(self) -> None:
         if self.num_phases == 0:
@@ -217,10 +233,14 @@ def step_hook(
 ) -> GateHook:
     """Return the hook that shrinks the gates; ``shrinkage_unit="lr"`` needs the optimizer.
 
+    Warns where the optimizer's rate of the gates is below the shrinkage.
+
     Raises:
         ValueError: if the model has no gates, or a phase would have no step.
     """
-    return GateHook(model, config, schedule(config, num_steps=num_steps), optimizer)
+    hook = GateHook(model, config, schedule(config, num_steps=num_steps), optimizer)
+    hook.warn_if_no_gate_can_hold()
+    return hook
 
 
 def export(model: nn.Module, folder: str | PathLike[str]) -> None:
@@ -236,6 +256,6 @@ def load(base_model: nn.Module, folder: str | PathLike[str]) -> nn.Module:
     """Load the adapter as `peft.PeftModel.from_pretrained` does, after a check that it fits.
 
     Raises:
-        ValueError: if the folder holds no plain LoRA, or one of another base model.
+        ValueError: if the folder holds no plain LoRA, a damaged one, or one of another base model.
     """
     return load_lora(base_model, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,16 +75,38 @@ class GateHook(StepHook):
                 f"{' times the rate' if self.config.shrinkage_unit == 'lr' else ''})"
             )
 
+    def warn_if_no_gate_can_hold(self) -> None:
+        """Warn if the gates' rate is below the shrinkage, so that where they began decides."""
+        gates = self._gates()
+        group = self._group(gates[0]) if gates else None
+        if group is None:
+            return
+        rate = float(group.get("initial_lr", group["lr"]))
+        amount = max(self.schedule.shrinkages)
+        shrinkage = amount * rate if self.config.shrinkage_unit == "lr" else amount
+        if shrinkage > rate:
+            warnings.warn(
+                f"SoRA's shrinkage of {shrinkage:.3g} a step is above the gates' rate of "
+                f"{rate:.3g}, which Adam's steps hardly exceed: which gates die is decided by "
+                "where they began; give a gate_lr above the shrinkage, or a smaller shrinkage",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _gates(self) -> list[nn.Parameter]:
         return [gate for gate in gates_of(self.model).values() if gate.requires_grad]
 
     def _lr(self, gate: nn.Parameter) -> float:
         if self.optimizer is None:
             raise ValueError("shrinkage_unit 'lr' needs the optimizer: step_hook(optimizer=...)")
-        for group in self.optimizer.param_groups:
-            if any(param is gate for param in group["params"]):
-                return float(group["lr"])
-        raise ValueError("the optimizer does not train the gates; use sora.param_groups")
+        group = self._group(gate)
+        if group is None:
+            raise ValueError("the optimizer does not train the gates; use sora.param_groups")
+        return float(group["lr"])
+
+    def _group(self, gate: nn.Parameter) -> dict[str, Any] | None:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return next((group for group in groups if any(p is gate for p in group["params"])), None)
 
 
 def gated_layers(model: nn.Module) -> dict[str, SoraLinear]:
