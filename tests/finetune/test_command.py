@@ -70,7 +70,7 @@ def refused(tmp_path, inputs, capsys, monkeypatch):
         assert call("finetune", *flags_for(tmp_path, inputs, **changes)) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("adarankgrad: error: ") or "\nadarankgrad: error: " in error
-        assert not (tmp_path / "run" / "run.json").exists()
+        assert not (tmp_path / "run").exists()
         return error.splitlines()[-1]
 
     return run
@@ -91,6 +91,22 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
     assert call("finetune", *flags) == 2  # not empty
     assert call("finetune", *flags, "--overwrite") == 0
     assert call("finetune", "--resume", "--output", str(tmp_path / "run")) == 0
+
+
+def test_examples_whose_answer_is_cut_off_are_told_and_count_in_no_epoch(
+    tmp_path, inputs, capsys, monkeypatch
+):
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    asked = [{"question": "what is " * n, "answer": "3"} for n in (*[1] * 8, *[80] * 4)]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("\n".join(map(json.dumps, asked)))
+    named = {"task": "instruction", "model": inputs / "chat", "data": path}
+    named |= {"validation": inputs / "dev.jsonl", "generate_examples": 0, "steps": None}
+    assert call("finetune", *flags_for(tmp_path, inputs, **named, epochs=1), "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["steps"] == 8 / 2
+    assert "12 training examples, 4 cut to 64 tokens, 4 with no answer left\n" in printed.err
+    assert "12 validation examples, 0 cut to 64 tokens\n" in printed.err
 
 
 @pytest.mark.parametrize(

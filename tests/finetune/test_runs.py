@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_every_task_lowers_its_loss(task, changes, tune, tmp_path):
         assert summary["metrics"]["accuracy"] == sum(h == p for h, p in found) / len(found)
         first = written[0]
         assert first["hidden"] == [first["text"][place - 1] for place in first["places"]]
+
+
+def test_an_epoch_of_texts_takes_every_block_once(tune, inputs):
+    summary = tune("causal-lm", steps=None, epochs=1, batch_size=2, max_length=16)
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "llama")
+    texts = (inputs / "train.csv").read_text().split()[1:]
+    num_tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)  # and an end
+    num_blocks = math.ceil(num_tokens / 16)
+    assert summary["steps"] == math.ceil(num_blocks / 2) != len(texts) / 2
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

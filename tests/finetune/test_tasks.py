@@ -126,7 +126,7 @@ def test_correlations_of_a_small_table():
 
 def test_hidden_tokens_depend_on_seed_and_position_alone(inputs):
     tokenizer = AutoTokenizer.from_pretrained(inputs / "residues")
-    features, _ = task_of("masked-lm").encode([{"text": "A C D E F G"}] * 8, tokenizer, 32)
+    features = task_of("masked-lm").encode([{"text": "A C D E F G"}] * 8, tokenizer, 32).features
 
     def hidden(seed):
         data = task_of("masked-lm", seed=seed).training_data(features, 8, tokenizer)

@@ -120,7 +120,9 @@ class FinetuneConfig(RunConfig):
     steps: int | None = setting(  # type: ignore[assignment]
         "Optimizer steps; or give --epochs.", None, kind="int"
     )
-    epochs: float | None = setting("Passes over the data, instead of --steps.", None, kind="float")
+    epochs: float | None = setting(
+        "Passes over the examples or, of causal-lm, blocks; instead of --steps.", None, kind="float"
+    )
     trust_remote_code: bool = setting(
         "Run code that comes with the model. Off: such models are refused.", False, kind="bool"
     )

@@ -38,8 +38,12 @@ def with_optimizer(config: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def with_steps(config: FinetuneConfig, num_examples: int) -> FinetuneConfig:
+def with_steps(config: FinetuneConfig, num_features: int) -> FinetuneConfig:
     """Decide the number of steps, and of those that warm up; what is decided stays.
+
+    Args:
+        config: The settings.
+        num_features: What one pass takes: examples, or blocks of them.
 
     Raises:
         UserError: More steps warm up than there are.
@@ -48,7 +52,7 @@ def with_steps(config: FinetuneConfig, num_examples: int) -> FinetuneConfig:
     if steps is None:
         assert config.epochs is not None  # as `check_duration` saw
         per_step = config.batch_size * config.gradient_accumulation
-        steps = max(1, math.ceil(config.epochs * num_examples / per_step))
+        steps = max(1, math.ceil(config.epochs * num_features / per_step))
     warmup = default_warmup_steps(steps) if config.warmup_steps is None else config.warmup_steps
     if warmup > steps:
         raise UserError(f"warmup_steps = {warmup} is more than the {steps} steps.")

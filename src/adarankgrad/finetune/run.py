@@ -44,7 +44,7 @@ from adarankgrad.finetune.pretrained import (
 )
 from adarankgrad.finetune.summary import summarize
 from adarankgrad.finetune.tasks.find import find_task
-from adarankgrad.finetune.tasks.interface import Encoded, Feature, Outcome, Task, pad
+from adarankgrad.finetune.tasks.interface import Encoded, Example, Outcome, Task, pad
 from adarankgrad.train.checkpoints import checkpoint_path
 from adarankgrad.train.combinations import check_combinations
 from adarankgrad.train.display import Display
@@ -90,6 +90,8 @@ class _Run(Request):
     """A sound request to fine-tune: these examples, a model of this configuration.
 
     Attributes:
+        train: What the training examples became.
+        validation: What the others became.
         num_layers: Layers of the pretrained model, where it is to grow.
     """
 
@@ -99,6 +101,8 @@ class _Run(Request):
     examples: Examples
     tokenizer: Any
     model_config: PretrainedConfig
+    train: Encoded
+    validation: Encoded
     max_length: int
     num_layers: int | None
 
@@ -185,10 +189,14 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     model_config = load_config(config, task)
     model_config.pad_token_id = tokenizer.pad_token_id
     num_layers = deepen(config, model_config)
-    config = with_steps(config, len(examples.train))
-    task.config = method.config = config
     max_length = fit_length(config, model_config, tokenizer)
     task.check_answers(examples.validation, tokenizer, most_tokens(model_config, tokenizer))
+    train, validation = (
+        _encode(task, part, tokenizer, max_length) for part in (examples.train, examples.validation)
+    )
+    config = with_steps(config, train.num_learnt)
+    check_stages_are_reached(config, min(len(f["input_ids"]) for f in train.features))
+    task.config = method.config = config
     with warnings.catch_warnings():
         # What is to be warned of is said when the model itself is prepared.
         warnings.simplefilter("ignore", UserWarning)
@@ -205,6 +213,8 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
         examples=examples,
         tokenizer=tokenizer,
         model_config=model_config,
+        train=train,
+        validation=validation,
         max_length=max_length,
         num_layers=num_layers,
     )
@@ -232,10 +242,8 @@ def read_data(
 
 def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     """Train what was found to be sound."""
-    for note in run.examples.notes:
+    for note in (*run.examples.notes, *_encoding_notes(run)):
         run.display.say(note)
-    train, validation = (_encode(run, name) for name in ("train", "validation"))
-    check_stages_are_reached(run.config, min(len(f["input_ids"]) for f in train.features))
     reset_peak_memory(run.device)
     model, new_weights = load_model(run.config, run.task, run.model_config, run.num_layers)
     run.task.start_head(model, new_weights, run.examples.train)
@@ -252,9 +260,9 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     if run.checkpoint is None:
         started_from = {"new_weights": new_weights, "base_checksum": base_checksum}
         _create_folder(run, command, prepared, started_from)
-    evaluation = _Evaluation(run, validation.features)
+    evaluation = _Evaluation(run)
     try:
-        trainer = fit(run, _parts(run, prepared, train, evaluation))
+        trainer = fit(run, _parts(run, prepared, evaluation))
     except AdapterError as error:
         raise TrainingError(f"--method {run.config.method}: {error}.") from error
     return _finish(run, trainer, prepared, evaluation, base_parameters)
@@ -288,15 +296,23 @@ def _check_base(run: _Run, base_checksum: int) -> None:
         )
 
 
-def _encode(run: _Run, name: str) -> Encoded:
-    examples = getattr(run.examples, name)
-    encoded = run.task.encode(examples, run.tokenizer, run.max_length)
-    check_known(encoded.features, run.tokenizer)
-    word = "training" if name == "train" else name
-    run.display.say(
-        f"{len(examples):,} {word} examples, {encoded.num_cut:,} cut to {run.max_length} tokens"
-    )
+def _encode(task: Task, examples: list[Example], tokenizer: Any, max_length: int) -> Encoded:
+    encoded = task.encode(examples, tokenizer, max_length)
+    check_known(encoded.features, tokenizer)
     return encoded
+
+
+def _encoding_notes(run: _Run) -> Iterator[str]:
+    """Say how many examples there are, and what cutting them took away."""
+    for name, examples, encoded in (
+        ("training", run.examples.train, run.train),
+        ("validation", run.examples.validation, run.validation),
+    ):
+        empty = f", {encoded.num_empty:,} with no answer left" if encoded.num_empty else ""
+        yield (
+            f"{len(examples):,} {name} examples, {encoded.num_cut:,} cut to {run.max_length} "
+            f"tokens{empty}"
+        )
 
 
 class _Evaluation:
@@ -306,20 +322,19 @@ class _Evaluation:
         latest: What it found last.
     """
 
-    def __init__(self, run: _Run, features: list[Feature]) -> None:
+    def __init__(self, run: _Run) -> None:
         self._run = run
-        self._features = features
         self.latest: Outcome | None = None
 
     def __call__(self, model: Any) -> dict[str, float]:
         run = self._run
         self.latest = run.task.evaluate(
-            model, self._features, run.examples.validation, run.tokenizer
+            model, run.validation.features, run.examples.validation, run.tokenizer
         )
         return self.latest.metrics
 
 
-def _parts(run: _Run, prepared: Prepared, train: Encoded, evaluation: _Evaluation) -> Parts:
+def _parts(run: _Run, prepared: Prepared, evaluation: _Evaluation) -> Parts:
     config, task = run.config, run.task
     pad_token_id = run.tokenizer.pad_token_id
     hook = prepared.hook
@@ -327,7 +342,7 @@ def _parts(run: _Run, prepared: Prepared, train: Encoded, evaluation: _Evaluatio
         model=prepared.model,
         optimizer=prepared.optimizer,
         projected=prepared.projected,
-        train_dataset=task.training_data(train.features, num_samples(config), run.tokenizer),
+        train_dataset=task.training_data(run.train.features, num_samples(config), run.tokenizer),
         eval_dataset=None,
         collate=lambda features: pad(features, pad_token_id),
         evaluation=evaluation,

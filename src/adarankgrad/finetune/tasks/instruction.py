@@ -105,12 +105,14 @@ class Instruction(LanguageTask):
             tokens, labels = tokens[:max_length], labels[:max_length]
             mask = [1] * len(tokens)
             features.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
-        if not any(map(_has_answer, features)):
+        num_empty = sum(not _has_answer(feature) for feature in features)
+        encoded = Encoded(features, num_cut, num_empty)
+        if not encoded.num_learnt:
             raise UserError(
                 f"no answer begins within {max_length} tokens: raise --max-length, or shorten the "
                 "prompts."
             )
-        return Encoded(features, num_cut)
+        return encoded
 
     def training_data(
         self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase

@@ -32,10 +32,22 @@ _PADDING = {"attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
 
 
 class Encoded(NamedTuple):
-    """Features, and how many examples had to be cut."""
+    """What examples became.
+
+    Attributes:
+        features: What a model reads.
+        num_cut: Examples that had to be cut.
+        num_empty: Features in which nothing is left to learn; training leaves them out.
+    """
 
     features: list[Feature]
     num_cut: int
+    num_empty: int = 0
+
+    @property
+    def num_learnt(self) -> int:
+        """Features that training takes in one pass."""
+        return len(self.features) - self.num_empty
 
 
 @dataclass(frozen=True)
