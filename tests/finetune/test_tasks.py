@@ -15,7 +15,7 @@ from adarankgrad.finetune.examples import _hold_back
 from adarankgrad.finetune.tasks.chat import tokens_and_labels
 from adarankgrad.finetune.tasks.final_number import final_number, is_marked
 from adarankgrad.finetune.tasks.find import find_task
-from adarankgrad.finetune.tasks.interface import IGNORED, pad
+from adarankgrad.finetune.tasks.interface import IGNORED, Outcome, pad
 from adarankgrad.finetune.tasks.language import score_batch
 from adarankgrad.finetune.texts import split_characters
 
@@ -64,6 +64,8 @@ def test_without_a_template_a_prompt_and_its_answer_are_two_lines(inputs):
         ("#### 1,234.50", "1234.5"),
         ("costs $-3 #### $-7 in all", "-7"),
         ("first 3, then 12", "12"),
+        ("pages 1-3", "3"),
+        ("3-5=-2", "-2"),
         ("none", None),
         ("#### none", None),
     ],
@@ -74,6 +76,30 @@ def test_the_final_number_is_behind_the_mark_or_the_last(answer, number):
 
 def test_only_a_marked_answer_counts_as_marked():
     assert is_marked("#### 3") and not is_marked("3") and not is_marked("#### x")
+
+
+def judged(answers, monkeypatch):
+    """What is added to predictions and metrics, given references and what was generated."""
+    task = task_of("instruction", generate_examples=len(answers))
+    examples = [{"prompt": "?", "completion": reference} for reference in answers]
+    monkeypatch.setattr(task, "_generate", lambda *_: list(answers.values()))
+    outcome = task.complete(Outcome({}, [{}] * len(answers)), None, examples, None)
+    return [line.get("exact_match") for line in outcome.predictions], outcome.metrics
+
+
+def test_answers_match_by_their_final_number_alone(monkeypatch):
+    matches, metrics = judged(
+        {"1+1=2\n#### 2": "so it is 2", "#### 4": "#### 5", "7": "no idea", "Paris": "Paris 3"},
+        monkeypatch,
+    )
+    assert matches == [True, False, False, None]
+    assert metrics == {"exact_match": 1 / 3, "generated_examples": 4}
+
+
+def test_references_without_a_number_judge_nothing(monkeypatch):
+    matches, metrics = judged({"Paris": "Paris", "Rome": "2"}, monkeypatch)
+    assert matches == [None, None]
+    assert metrics == {"generated_examples": 2}
 
 
 def test_a_space_stands_between_letters_and_nowhere_else():

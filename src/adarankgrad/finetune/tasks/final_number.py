@@ -6,7 +6,8 @@ import re
 from decimal import Decimal, InvalidOperation
 
 MARK = "####"
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+# A sign behind a letter or digit is a dash, as in "pages 1-3".
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\$?\d[\d,]*(?:\.\d+)?")
 
 
 def final_number(answer: str) -> Decimal | None:

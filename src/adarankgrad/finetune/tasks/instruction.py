@@ -145,7 +145,10 @@ class Instruction(LanguageTask):
         examples: Sequence[Example],
         tokenizer: PreTrainedTokenizerBase,
     ) -> Outcome:
-        """Add answers, generated greedily, and how many of them match."""
+        """Add answers, generated greedily, and the share of them that match.
+
+        Where no reference has a final number, nothing can match and no share is given.
+        """
         asked = list(examples[: self._num_generated(examples)])
         if not asked:
             return outcome
@@ -155,10 +158,9 @@ class Instruction(LanguageTask):
             prediction | judgement
             for prediction, judgement in zip(outcome.predictions, judged, strict=False)
         ]
-        metrics = {
-            "exact_match": sum(judgement["exact_match"] for judgement in judged) / len(judged),
-            "generated_examples": len(judged),
-        }
+        matches = [each["exact_match"] for each in judged if "exact_match" in each]
+        metrics = {"exact_match": sum(matches) / len(matches)} if matches else {}
+        metrics |= {"generated_examples": len(judged)}
         return Outcome(outcome.metrics | metrics, [*whole, *outcome.predictions[len(whole) :]])
 
     def _num_generated(self, examples: Sequence[Example]) -> int:
@@ -198,9 +200,11 @@ def _has_answer(feature: Feature) -> bool:
 
 
 def _judge(example: Example, answer: str) -> dict[str, Any]:
+    """Return an answer and, where the reference has a final number, whether it has the same."""
     wanted = final_number(_messages(example)[-1]["content"])
-    is_match = wanted is not None and final_number(answer) == wanted
-    return {"prediction": answer, "exact_match": is_match}
+    if wanted is None:
+        return {"prediction": answer}
+    return {"prediction": answer, "exact_match": final_number(answer) == wanted}
 
 
 def _messages(example: Example) -> list[dict[str, str]]:
