@@ -284,7 +284,7 @@ def test_a_decoder_classifies_in_half_precision(precision, method, tune, inputs,
 @pytest.mark.parametrize("task", ["classification", "instruction"])
 def test_micro_batches_of_a_step_add_up_to_its_batch(task, tune, tmp_path):
     settings = {"optimizer": "torch.optim.SGD", "steps": 4, "lr": 0.05, "max_grad_norm": 0.0}
-    settings |= {"generate_examples": 0, "save_every": 4}
+    settings |= {"save_every": 4} | ({"generate_examples": 0} if task == "instruction" else {})
     tune(task, **settings, output="one", batch_size=4)
     tune(task, **settings, output="two", batch_size=2, gradient_accumulation=2)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")

@@ -20,14 +20,18 @@ TASKS = (
     "masked-lm",
 )
 METHODS = ("full", "lora", "prilora", "sora", "sara")
-COLUMN_SETTINGS = (
+OF_SOME_TASKS = (
     "text_column",
     "pair_column",
     "label_column",
     "prompt_column",
     "completion_column",
     "messages_column",
+    "split_characters",
+    "generate_examples",
+    "max_new_tokens",
 )
+"""Settings that not every task reads; each task says which it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

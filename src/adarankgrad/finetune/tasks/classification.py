@@ -29,9 +29,7 @@ class Classification(SequenceTask):
     classes: list[str]
 
     def text_columns(self, table: Table) -> Columns:
-        """Find the text; a second text is for pairs."""
-        if self.config.pair_column is not None:
-            raise UserError("--pair-column is for --task pair-classification: change one of them.")
+        """Find the text."""
         return self.single_column(table)
 
     def label(self, value: Any, column: str, where: str) -> str:
@@ -128,6 +126,8 @@ class Classification(SequenceTask):
 
 class PairClassification(Classification):
     """One class of several, for two texts."""
+
+    reads = (*Classification.reads, "pair_column")
 
     def text_columns(self, table: Table) -> Columns:
         """Find both texts."""

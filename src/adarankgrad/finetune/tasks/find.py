@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adarankgrad.finetune.config import OF_SOME_TASKS, TASKS
 from adarankgrad.finetune.tasks.causal_lm import CausalLM
 from adarankgrad.finetune.tasks.classification import Classification, PairClassification
 from adarankgrad.finetune.tasks.instruction import Instruction
 from adarankgrad.finetune.tasks.masked_lm import MaskedLM
 from adarankgrad.finetune.tasks.regression import Regression
+from adarankgrad.train.errors import UserError
 
 if TYPE_CHECKING:
     from adarankgrad.finetune.config import FinetuneConfig
@@ -33,6 +35,15 @@ def find_task(config: FinetuneConfig) -> Task:
     """Return the task of a run.
 
     Raises:
-        UserError: The metric is none of the task's.
+        UserError: The metric is none of the task's, or it does not read a setting that is given.
     """
-    return task_class(config.task)(config)
+    task = task_class(config.task)(config)
+    specs = config.settings()
+    for name in OF_SOME_TASKS:
+        if name not in task.reads and getattr(config, name) != specs[name].default:
+            readers = " or ".join(other for other in TASKS if name in task_class(other).reads)
+            raise UserError(
+                f"--{name.replace('_', '-')} is for --task {readers}: leave it out of "
+                f"{config.task}."
+            )
+    return task

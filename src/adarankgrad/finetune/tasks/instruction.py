@@ -42,11 +42,23 @@ class Instruction(LanguageTask):
 
     model_class = "AutoModelForCausalLM"
     adapter_type = "CAUSAL_LM"
+    reads = (
+        "prompt_column",
+        "completion_column",
+        "messages_column",
+        "generate_examples",
+        "max_new_tokens",
+    )
 
     def columns(self, table: Table) -> Columns:
         """Find prompt and completion, or messages."""
         config = self.config
         wants_pair = config.prompt_column is not None or config.completion_column is not None
+        if wants_pair and config.messages_column is not None:
+            raise UserError(
+                "--messages-column is of whole chats: leave it out, or --prompt-column and "
+                "--completion-column."
+            )
         chat = None if wants_pair else find_chat(table, config.messages_column)
         found = chat or find_answer(table, config.prompt_column, config.completion_column)
         if found is None:

@@ -70,6 +70,7 @@ class Task(ABC):
         config: The settings.
         model_class: The class of transformers that loads a model for it.
         adapter_type: What peft calls it; None where peft has no name.
+        reads: Which of `OF_SOME_TASKS` it reads.
         metrics: Names that the best checkpoint may be chosen by, the default first.
         loss_unit: What the loss is in.
         has_new_head: A pretrained model may lack the head, which then starts at random.
@@ -79,6 +80,7 @@ class Task(ABC):
 
     model_class: ClassVar[str]
     adapter_type: ClassVar[str | None] = None
+    reads: ClassVar[tuple[str, ...]]
     metrics: ClassVar[tuple[str, ...]]
     loss_unit: ClassVar[str] = "nats per token"
     has_new_head: ClassVar[bool] = False

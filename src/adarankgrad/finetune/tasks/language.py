@@ -92,6 +92,8 @@ class LanguageTask(Task):
 class TextTask(LanguageTask):
     """A language model's task on plain texts."""
 
+    reads = ("text_column", "split_characters")
+
     def columns(self, table: Table) -> Columns:
         """Find the text."""
         return find_text(table, self.config.text_column)

@@ -25,6 +25,7 @@ class Regression(SequenceTask):
     Texts are a pair where two columns are named, or two are known and none is named.
     """
 
+    reads = (*SequenceTask.reads, "pair_column")
     metrics = ("spearman", "pearson", "loss")
     loss_unit = "squared error"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class SequenceTask(Task):
 
     model_class = "AutoModelForSequenceClassification"
     adapter_type = "SEQ_CLS"
+    reads: ClassVar[tuple[str, ...]] = ("text_column", "label_column", "split_characters")
     has_new_head = True
 
     def pair_columns(self, table: Table) -> Columns | None:
