@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from adarankgrad.cli import main
 
@@ -246,6 +247,30 @@ def test_a_validation_of_other_classes_or_columns_is_refused(refused, tmp_path):
     assert "named.tsv has no column 'label', which training reads the label from" in refused(
         validation=named
     )
+
+
+def with_new_token(folder: Path, token: str) -> Path:
+    """Return the copy of a model whose tokenizer has a token that the model lacks."""
+    copied = shutil.copytree(folder, folder.parent / f"with {token}")
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens([token])
+    tokenizer.save_pretrained(copied)
+    return copied
+
+
+# Of a masked language model, any token may stand for a hidden one.
+@pytest.mark.parametrize(("task", "token"), [("classification", "film"), ("masked-lm", "whale")])
+def test_a_tokenizer_of_tokens_that_the_model_lacks_is_refused(task, token, refused, inputs):
+    folder = with_new_token(inputs / "bert", f"{token}s")
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    line = refused(model=folder, task=task, data=films(folder, [("a dull films", 0), *FILMS]))
+    assert f"makes token {size}, but the model knows {size}: they do not belong" in line
+
+
+def test_a_token_that_no_text_has_does_no_harm(tmp_path, inputs, monkeypatch):
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    folder = with_new_token(inputs / "bert", "oceans")
+    assert call("finetune", *flags_for(tmp_path, inputs, model=folder)) == 0
 
 
 def test_an_adapter_is_no_model_to_start_from(refused, tmp_path):

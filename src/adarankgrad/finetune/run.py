@@ -78,6 +78,7 @@ from adarankgrad.train.settings import (
     resolve_device,
     settings_to_resume,
 )
+from adarankgrad.train.tokenizer import check_knows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -194,6 +195,8 @@ def _check(config: FinetuneConfig, *, resume: bool, overwrite: bool, display: Di
     train, validation = (
         _encode(task, part, tokenizer, max_length) for part in (examples.train, examples.validation)
     )
+    largest_token = task.largest_token(train.features + validation.features, tokenizer)
+    check_knows(config.model, model_config.get_text_config().vocab_size, largest_token)
     config = with_steps(config, train.num_learnt)
     check_stages_are_reached(config, min(len(f["input_ids"]) for f in train.features))
     task.config = method.config = config

@@ -11,6 +11,7 @@ from adarankgrad.train.errors import TrainingError, UserError
 from adarankgrad.train.presets import first_line
 from adarankgrad.train.quiet import quiet_transformers
 from adarankgrad.train.settings import resolve_device
+from adarankgrad.train.tokenizer import check_knows
 
 if TYPE_CHECKING:
     from adarankgrad.generate.request import GenerateRequest
@@ -72,11 +73,7 @@ def _encode(request: GenerateRequest, loaded: LanguageModel) -> dict[str, torch.
     if ids.shape[1] == 0:
         raise UserError("the prompt has no tokens: give text with --prompt.")
     vocab_size = loaded.model.get_input_embeddings().num_embeddings
-    if int(ids.max()) >= vocab_size:
-        raise UserError(
-            f"the tokenizer of {request.model} makes token {int(ids.max())}, but the model knows "
-            f"{vocab_size}: they do not belong together."
-        )
+    check_knows(str(request.model), vocab_size, int(ids.max()))
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 

@@ -51,6 +51,24 @@ def check_can_train(vocab_size: int) -> None:
         )
 
 
+def check_knows(model: str, vocab_size: int, largest_token: int) -> None:
+    """See that a model knows every token that its tokenizer makes.
+
+    Args:
+        model: Its name, for the message.
+        vocab_size: Tokens that it knows.
+        largest_token: Number of a token.
+
+    Raises:
+        UserError: It does not.
+    """
+    if largest_token >= vocab_size:
+        raise UserError(
+            f"the tokenizer of {model} makes token {largest_token}, but the model knows "
+            f"{vocab_size}: they do not belong together."
+        )
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer that can join documents, without network and without remote code."""
     tokenizer = read_tokenizer(folder)

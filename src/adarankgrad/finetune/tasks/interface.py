@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -141,6 +142,11 @@ class Task(ABC):
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> Encoded:
         """Turn examples into features of at most ``max_length`` tokens."""
+
+    def largest_token(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the largest number of a token that a model reads in features and padding."""
+        tokens: list[list[int]] = [feature["input_ids"] for feature in features]
+        return max(chain([int(tokenizer.pad_token_id)], *tokens))
 
     def training_data(
         self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase

@@ -52,6 +52,10 @@ class MaskedLM(TextTask):
         tokenize: Any = tokenizer
         return encode_each(self.texts(examples), partial(tokenize, verbose=False), max_length)
 
+    def largest_token(self, features: Sequence[Feature], tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the largest of the tokenizer: any may stand for a hidden one."""
+        return max(super().largest_token(features, tokenizer), len(tokenizer) - 1)
+
     def training_data(
         self, features: Sequence[Feature], num_samples: int, tokenizer: PreTrainedTokenizerBase
     ) -> Dataset[Any]:
