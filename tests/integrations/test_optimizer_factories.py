@@ -23,6 +23,7 @@ from adarankgrad.integrations.transformers import (
     OrthogonalizedSGDFactory,
     PublishedAdaRankGradFactory,
 )
+from adarankgrad.train.values import parse_arguments
 
 from .conftest import CONFIG
 
@@ -209,6 +210,14 @@ def test_commas_in_brackets_and_quotes_belong_to_a_value(model):
     }
 
 
+def test_optim_args_are_read_as_optimizer_args_of_train_are(model):
+    text = "memory_budget='1MiB',monotone=True,residual=none"
+    group = AdaRankGradFactory()(model, arguments(optim_args=text)).param_groups[0]
+    read = parse_arguments(text)
+    assert read == {"memory_budget": "1MiB", "monotone": True, "residual": "none"}
+    assert {name: group[name] for name in read} == read
+
+
 def test_arguments_come_as_axolotl_passes_them(model):
     args = arguments(optim_args="power_iterations=2, residual=none")
     passed = {
@@ -247,8 +256,9 @@ def test_arguments_come_as_axolotl_passes_them(model):
         ),
         ({"max_rank": 4}, None, r'no learning rate, .*\{"training_args": args\}'),
         ({"lr": "fast"}, None, r"lr must be .* 'fast'"),
-        ({}, {"optim_args": "rank"}, r"optim_args 'rank' has no value for 'rank'"),
-        ({}, {"optim_args": "betas=(0.9,0.95"}, r"brackets or quotes without their other half"),
+        ({}, {"optim_args": "rank"}, r"^optim_args 'rank' cannot be read: write name=value"),
+        ({}, {"optim_args": "betas=(0.9,0.95"}, r"^optim_args 'betas=\(0.9,0.95' cannot be read"),
+        ({}, {"optim_args": "memory_budget=1MiB"}, r"^optim_args 'memory_budget=1MiB' cannot be"),
         ({}, {"optim_args": "rank=4"}, r"unknown option of AdaRankGradFactory 'rank'"),
         ({}, {"embedding_lr": 1e-4}, r"embedding_lr = 0.0001 is not honoured .* plain_lr"),
         ({}, {"optim_target_modules": ["qq"]}, r"\['qq'\] matches none of .*q_proj\.weight"),

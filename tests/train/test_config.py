@@ -180,4 +180,4 @@ def test_powers_survive_a_file_and_a_flag(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(config_for(powerprop=given).to_toml())
     assert read_toml(file, TrainConfig)["powerprop"] == given
-    assert parse_arguments(format_arguments(given), "powerprop") == given
+    assert parse_arguments(format_arguments(given)) == given

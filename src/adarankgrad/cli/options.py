@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from adarankgrad.train.errors import UserError
-from adarankgrad.train.run_config import RunConfig
+from adarankgrad.train.run_config import RunConfig, flag_of
 from adarankgrad.train.values import parse_arguments, parse_rank
 
 _METAVARS = {
@@ -46,7 +46,7 @@ def option_for(
         default = str(spec.default)
     declaration = typer.Option(
         *([short_flag] if short_flag else []),
-        f"--{spec.name.replace('_', '-')}",
+        flag_of(spec.name),
         help=with_default(help_text or spec.metadata["help"], default),
         show_default=False,
         metavar=_METAVARS[kind],
@@ -99,13 +99,13 @@ def parse_flags(flags: dict[str, Any], config_class: type[RunConfig]) -> dict[st
     for name, text in flags.items():
         metadata = specs[name].metadata
         if metadata["kind"] == "dict":
-            settings[name] = parse_arguments(text, name, metadata["example"])
+            settings[name] = parse_arguments(text, flag_of(name), metadata["example"])
             continue
         parser, wanted = _PARSERS[metadata["kind"]]
         try:
             settings[name] = parser(text)
         except ValueError as error:
-            raise UserError(f"--{name.replace('_', '-')} {text!r} is not {wanted}.") from error
+            raise UserError(f"{flag_of(name)} {text!r} is not {wanted}.") from error
     return settings
 
 

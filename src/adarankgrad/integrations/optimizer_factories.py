@@ -20,11 +20,10 @@ from adarankgrad.optim import param_groups
 from adarankgrad.optim.groups import Group
 from adarankgrad.train.errors import unknown_name
 from adarankgrad.train.optimizers import allowed_arguments, find_optimizer
+from adarankgrad.train.values import parse_arguments
 
 _GROUP_OPTIONS = ("include", "exclude", "smallest_side")
 _OWN_OPTIONS = ("optim_target_modules", "plain_lr", "device_mesh")
-_NAMED = re.compile(r"\s*(\w+)\s*=(.*)", re.DOTALL)
-_OPENING, _CLOSING, _QUOTES = "([{", ")]}", "\"'"
 # Settings of Axolotl that its own optimizers read off the training arguments.
 _OTHER_RATES = ("embedding_lr", "embedding_lr_scale", "lr_groups", "loraplus_lr_ratio")
 
@@ -87,10 +86,10 @@ class OptimizerFactory:
                 ``training_args`` has a rate that is not honoured, weights outside the adapters of a
                 peft model are trained, or a weight is sharded.
         """
+        options = {name: _parsed(value) for name, value in options.items()}
         if training_args is not None:
             _check_rates(training_args)
             options = {**self._options_of(training_args), **options}
-        options = {name: _parsed(value) for name, value in options.items()}
         self._check_names(options)
         _check_weights(model)
         targets, plain_lr, _ = (options.pop(name, None) for name in _OWN_OPTIONS)
@@ -124,8 +123,8 @@ class OptimizerFactory:
         allowed = self._allowed_options()
         options = {name: value for name, value in options.items() if name in allowed}
         if args.optim_target_modules is not None:
-            options["optim_target_modules"] = args.optim_target_modules
-        return {**options, **_pairs_of(args.optim_args or "")}
+            options["optim_target_modules"] = _parsed(args.optim_target_modules)
+        return {**options, **parse_arguments(args.optim_args or "", "optim_args")}
 
     def _check_names(self, options: dict[str, Any]) -> None:
         name, allowed = type(self).__name__, self._allowed_options()
@@ -194,39 +193,8 @@ class AdaGradNormFactory(OptimizerFactory):
     method = "adagrad-norm"
 
 
-def _pairs_of(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in filter(str.strip, _split_at_commas(text)):
-        named = _NAMED.fullmatch(part)
-        if named is None:
-            raise ValueError(
-                f"optim_args {text!r} has no value for {part.strip()!r}: write name=value,..."
-            )
-        pairs[named[1]] = named[2].strip()
-    return pairs
-
-
-def _split_at_commas(text: str) -> list[str]:
-    """Split at the commas that stand in no brackets or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for char in text:
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in _QUOTES:
-            quote = char
-        else:
-            depth += (char in _OPENING) - (char in _CLOSING)
-        if char == "," and not quote and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    if quote or depth:
-        raise ValueError(f"optim_args {text!r} has brackets or quotes without their other half")
-    return parts
-
-
 def _parsed(value: Any) -> Any:
-    """Read text as the Python literal that it may be, as in settings files and `optim_args`."""
+    """Read text as the Python literal that it may be, as in settings files."""
     if not isinstance(value, str):
         return value
     try:

@@ -247,7 +247,7 @@ def with_tables(settings: dict[str, Any], config_class: type[RunConfig]) -> dict
     """
     specs = config_class.settings()
     return settings | {
-        name: parse_arguments(settings[name], name, specs[name].metadata["example"])
+        name: parse_arguments(settings[name], flag_of(name), specs[name].metadata["example"])
         for name in config_class.tables()
         if isinstance(settings.get(name), str)
     }
@@ -256,6 +256,11 @@ def with_tables(settings: dict[str, Any], config_class: type[RunConfig]) -> dict
 def is_required(spec: Field[Any]) -> bool:
     """Tell whether a setting has no default."""
     return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def check_positive(name: str, value: float | None) -> None:

@@ -37,13 +37,13 @@ def read_toml_table(path: Path) -> dict[str, Any]:
 
 
 def parse_arguments(
-    text: str, setting: str = "optimizer_args", example: str = "betas=(0.9,0.95),eps=1e-6"
+    text: str, flag: str = "--optimizer-args", example: str = "betas=(0.9,0.95),eps=1e-6"
 ) -> dict[str, Any]:
     """Parse ``name=value,...``; values are Python literals or inf, other bare words are text.
 
     Args:
         text: What was given.
-        setting: Whose value it is, for the message.
+        flag: What it was given to, for the message.
         example: Of such a value, for the message.
 
     Example:
@@ -60,8 +60,8 @@ def parse_arguments(
         return {_argument_name(word): _literal(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise UserError(
-            f"--{setting.replace('_', '-')} {text!r} cannot be read: write name=value,name=value "
-            f"with Python literals, such as {example}."
+            f"{flag} {text!r} cannot be read: write name=value,name=value with Python literals, "
+            f"such as {example}."
         ) from error
 
 

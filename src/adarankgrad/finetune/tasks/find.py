@@ -11,6 +11,7 @@ from adarankgrad.finetune.tasks.instruction import Instruction
 from adarankgrad.finetune.tasks.masked_lm import MaskedLM
 from adarankgrad.finetune.tasks.regression import Regression
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import flag_of
 
 if TYPE_CHECKING:
     from adarankgrad.finetune.config import FinetuneConfig
@@ -43,7 +44,6 @@ def find_task(config: FinetuneConfig) -> Task:
         if name not in task.reads and getattr(config, name) != specs[name].default:
             readers = " or ".join(other for other in TASKS if name in task_class(other).reads)
             raise UserError(
-                f"--{name.replace('_', '-')} is for --task {readers}: leave it out of "
-                f"{config.task}."
+                f"{flag_of(name)} is for --task {readers}: leave it out of {config.task}."
             )
     return task
