@@ -61,6 +61,11 @@ def test_other_optimizer_arguments_are_refused(text):
         parse_arguments(text)
 
 
+def test_an_optimizer_argument_given_twice_is_refused():
+    with pytest.raises(UserError, match="max_rank=8' has max_rank more than once"):
+        parse_arguments("max_rank=4,eps=1e-6,max_rank=8")
+
+
 def test_a_rank_is_columns_or_a_share():
     assert parse_rank("64") == 64 and isinstance(parse_rank("64"), int)
     assert parse_rank("0.25") == 0.25

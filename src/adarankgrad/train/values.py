@@ -51,18 +51,23 @@ def parse_arguments(
         {'betas': (0.9, 0.95), 'carry': 'squared'}
 
     Raises:
-        UserError: The text has another form.
+        UserError: The text has another form, or a name twice.
     """
     try:
         call = ast.parse(f"dict({_KEYWORD_VALUE.sub(_quoted, text)})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError
-        return {_argument_name(word): _literal(word.value) for word in call.keywords}
+        pairs = [(_argument_name(word), _literal(word.value)) for word in call.keywords]
     except (SyntaxError, ValueError) as error:
         raise UserError(
             f"{flag} {text!r} cannot be read: write name=value,name=value with Python literals, "
             f"such as {example}."
         ) from error
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{flag} {text!r} has {name} more than once: leave one.")
+    return dict(pairs)
 
 
 def format_arguments(arguments: dict[str, Any]) -> str:
