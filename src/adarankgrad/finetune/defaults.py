@@ -8,10 +8,10 @@ from dataclasses import replace
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.train.errors import UserError
 from adarankgrad.train.optimizers import find_optimizer
-from adarankgrad.train.settings import default_warmup_steps
+from adarankgrad.train.settings import default_lr, default_warmup_steps
 
 # Places to start from, in docs/finetune.md; none is the best of a grid.
-_FULL_LR = 5e-5
+_ADAMW_LR = 5e-5
 _LOW_RANK_LR = 2e-4
 _ADAPTER_LRS = {"lora": 5e-4, "prilora": 5e-4, "sora": 8e-4, "sara": 5e-4}
 
@@ -20,22 +20,28 @@ def with_optimizer(config: FinetuneConfig) -> FinetuneConfig:
     """Decide optimizer and learning rates.
 
     Raises:
-        UserError: The optimizer is unknown.
+        UserError: The optimizer is unknown, or has no learning rate of its own and got none.
     """
     is_full = config.method == "full"
     optimizer = config.optimizer or ("adarankgrad" if is_full else "adamw")
     is_low_rank = find_optimizer(optimizer).is_low_rank
-    if not is_full:
-        lr = _ADAPTER_LRS[config.method] if config.lr is None else config.lr
-        return replace(config, optimizer=optimizer, lr=lr)
-    default_lr = _LOW_RANK_LR if is_low_rank else _FULL_LR
-    default_plain_lr = _FULL_LR if config.lr is None else config.lr
-    return replace(
-        config,
-        optimizer=optimizer,
-        lr=default_lr if config.lr is None else config.lr,
-        plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
-    )
+    lr = config.lr
+    if lr is None:
+        lr = _default_lr(config.method, optimizer, is_low_rank=is_low_rank)
+    plain_lr = config.plain_lr
+    if is_full and plain_lr is None:
+        # AdaGradNorm has one rate; beside any other optimizer AdamW trains the plain weights.
+        is_one_rate = config.lr is not None or optimizer == "adagrad-norm"
+        plain_lr = lr if is_one_rate else _ADAMW_LR
+    return replace(config, optimizer=optimizer, lr=lr, plain_lr=plain_lr)
+
+
+def _default_lr(method: str, optimizer: str, *, is_low_rank: bool) -> float:
+    if not is_low_rank and optimizer != "adamw":
+        return default_lr(optimizer)
+    if method != "full":
+        return _ADAPTER_LRS[method]
+    return _LOW_RANK_LR if is_low_rank else _ADAMW_LR
 
 
 def with_steps(config: FinetuneConfig, num_features: int) -> FinetuneConfig:

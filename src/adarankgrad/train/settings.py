@@ -29,16 +29,28 @@ def resolve(config: _Config) -> _Config:
     from adarankgrad.train.optimizers import find_optimizer
 
     spec = find_optimizer(config.optimizer)
-    if config.lr is None and spec.default_lr is None:
-        raise UserError(f"{config.optimizer} has no default learning rate: give --lr.")
     default_plain_lr = spec.default_plain_lr if config.lr is None else config.lr
     default_warmup = default_warmup_steps(config.steps)
     return replace(
         config,
-        lr=spec.default_lr if config.lr is None else config.lr,
+        lr=default_lr(config.optimizer) if config.lr is None else config.lr,
         plain_lr=default_plain_lr if config.plain_lr is None else config.plain_lr,
         warmup_steps=default_warmup if config.warmup_steps is None else config.warmup_steps,
     )
+
+
+def default_lr(optimizer: str) -> float:
+    """Return the learning rate of an optimizer where nothing is said.
+
+    Raises:
+        UserError: The optimizer is unknown, or has none.
+    """
+    from adarankgrad.train.optimizers import find_optimizer
+
+    found = find_optimizer(optimizer).default_lr
+    if found is None:
+        raise UserError(f"{optimizer} has no default learning rate: give --lr.")
+    return found
 
 
 def default_warmup_steps(steps: int) -> int:
