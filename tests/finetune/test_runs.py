@@ -12,13 +12,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from task_inputs import TASK_INPUTS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adarankgrad.adapters import sara
 from adarankgrad.finetune import FinetuneConfig, finetune
 from adarankgrad.finetune.examples import load_examples
 from adarankgrad.finetune.tasks.classification import Classification
-from adarankgrad.finetune.tasks.find import find_task
+from adarankgrad.finetune.tasks.find import find_task, task_class
 from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.figure_style import LIGHT
@@ -151,6 +152,36 @@ def test_every_task_lowers_its_loss(task, changes, tune, tmp_path):
         assert summary["metrics"]["accuracy"] == sum(h == p for h, p in found) / len(found)
         first = written[0]
         assert first["hidden"] == [first["text"][place - 1] for place in first["places"]]
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [("instruction", {"generate_examples": 0}), ("masked-lm", {"split_characters": True})],
+)
+def test_lora_lowers_the_loss_of_a_language_model_and_loads_with_peft_alone(
+    task, changes, tune, inputs, tmp_path, monkeypatch
+):
+    found = task_class(task)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    seen = {}
+
+    def logits_of(model):
+        with torch.no_grad():
+            return model.eval()(input_ids=tokens).logits
+
+    def complete(self, outcome, model, examples, tokenizer, original=found.complete):
+        seen["in the run"] = logits_of(model)
+        return original(self, outcome, model, examples, tokenizer)
+
+    monkeypatch.setattr(found, "complete", complete)
+    tune(task, method="lora", steps=12, eval_every=2, save_every=12, **changes)
+    losses = [row["val_loss"] for row in rows(tmp_path / "run") if "val_loss" in row]
+    assert min(losses) < losses[0]
+    auto_model = getattr(transformers, found.model_class)
+    base = auto_model.from_pretrained(inputs / TASK_INPUTS[task][0])
+    before = logits_of(base)
+    loaded = logits_of(peft.PeftModel.from_pretrained(base, tmp_path / "run" / "model"))
+    assert torch.equal(loaded, seen["in the run"]) and not torch.equal(loaded, before)
 
 
 def test_an_epoch_of_texts_takes_every_block_once(tune, inputs):
