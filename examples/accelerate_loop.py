@@ -5,6 +5,7 @@ python examples/accelerate_loop.py HuggingFaceTB/SmolLM2-135M book.txt runs/book
 
 from __future__ import annotations
 
+import math
 import sys
 
 from accelerate import Accelerator
@@ -20,7 +21,8 @@ model = AutoModelForCausalLM.from_pretrained(model_name)
 tokenizer = AutoTokenizer.from_pretrained(model_name)
 batches = DataLoader(text_blocks(tokenizer, text), batch_size=4, shuffle=True)
 optimizer = AdaRankGrad(param_groups(model, weight_decay=0.01), lr=2e-4)
-schedule = get_cosine_schedule_with_warmup(optimizer, 0, len(batches))
+num_steps = math.ceil(len(batches) / accelerator.gradient_accumulation_steps)
+schedule = get_cosine_schedule_with_warmup(optimizer, 0, num_steps)
 model, optimizer, batches, schedule = accelerator.prepare(model, optimizer, batches, schedule)
 
 for batch in batches:

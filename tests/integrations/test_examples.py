@@ -82,8 +82,9 @@ def test_trainer_reports_to_tensorboard(run, inputs):
 
 
 def test_accelerate_loop(run, inputs, capsys):
-    _, output = run("accelerate_loop")
+    names, output = run("accelerate_loop")
     assert len(moved(inputs, output)) > 8
+    assert set(names["schedule"].get_last_lr()) == {0.0}  # the cosine ends with the data
     assert "mean rank" in capsys.readouterr().out
 
 
