@@ -21,7 +21,20 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTH = 512
 # Their positions start behind the padding token's number.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "data2vec-text", "longformer"}
+_OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 def load_config(config: FinetuneConfig, task: Task) -> PretrainedConfig:
