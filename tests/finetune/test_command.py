@@ -225,7 +225,11 @@ RARE = [*FILMS, ("the poor film", 2)]
     [
         ("classification", NUMBERS, "holds 0.5, a number between classes: use --task regression"),
         ("regression", NAMES, "row 1: column 'label' holds 'good', not a number"),
-        ("classification", [FILMS[0]] * 12, "every training example has the label '1'"),
+        (
+            "classification",
+            [FILMS[0]] * 12,
+            "every training example has the label '1': there is nothing to tell apart: check --",
+        ),
         ("classification", [*FILMS, ("a film", "")], "row 13: column 'label' has no label"),
         ("classification", [*FILMS, ("", 1)], "row 13: column 'sentence' is empty"),
         ("classification", RARE, "no example of class '2' (1 in training)"),
@@ -234,6 +238,21 @@ RARE = [*FILMS, ("the poor film", 2)]
 )
 def test_data_that_do_not_fit_the_task_are_refused(task, rows, expected, refused, tmp_path):
     assert expected in refused(task=task, data=films(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "count", "expected"),
+    [
+        ("classification", FILMS, 1, "nothing to tell apart: raise --train-examples, or check"),
+        ("regression", NUMBERS, 1, "needs several: raise --train-examples, or check the data"),
+        ("classification", [*FILMS, *NAMES], 3, "raise --train-examples, or "),
+    ],
+)
+def test_too_few_examples_of_good_data_are_told_as_such(
+    task, rows, count, expected, refused, tmp_path
+):
+    line = refused(task=task, data=films(tmp_path, rows), train_examples=count)
+    assert expected in line
 
 
 def test_a_validation_of_other_classes_or_columns_is_refused(refused, tmp_path):

@@ -56,26 +56,27 @@ class Classification(SequenceTask):
         if len(counts) < 2:
             raise UserError(
                 f"every training example has the label {next(iter(counts))!r}: there is nothing "
-                "to tell apart. Check --data and --label-column."
+                f"to tell apart: {self.or_raise('train_examples')}check --data and --label-column."
             )
         if len(counts) == len(train) > 2:
             raise UserError(
                 f"every one of {len(train)} training examples has a label of its own, such as "
-                f"{next(iter(counts))!r}: name the column of classes with --label-column."
+                f"{next(iter(counts))!r}: {self.or_raise('train_examples')}name the column of "
+                "classes with --label-column."
             )
         self.classes = _in_order(counts)
         for name in found:
             if name not in counts:
                 raise UserError(
                     f"validation has the label {name!r}, and training has only "
-                    f"{', '.join(self.classes[:10])}: check both files."
+                    f"{', '.join(self.classes[:10])}: {self.or_raise('train_examples')}check both "
+                    "files."
                 )
         for name in self.classes:
             if name not in found:
-                more = "raise --eval-examples, or " * (self.config.eval_examples is not None)
                 raise UserError(
                     f"validation has no example of class {name!r} ({counts[name]} in training): "
-                    f"{more}give other validation data, or more of it."
+                    f"{self.or_raise('eval_examples')}give other validation data, or more of it."
                 )
 
     def stratum(self, example: Example) -> Hashable:

@@ -50,11 +50,14 @@ class Regression(SequenceTask):
 
     def prepare(self, train: Sequence[Example], validation: Sequence[Example]) -> None:
         """See that there is something to learn."""
-        for name, examples in (("training", train), ("validation", validation)):
+        for name, examples, limit in (
+            ("training", train, "train_examples"),
+            ("validation", validation, "eval_examples"),
+        ):
             if len({example["label"] for example in examples}) < 2:
                 raise UserError(
                     f"every {name} example has the number {examples[0]['label']:g}: a correlation "
-                    "needs several. Check the data and --label-column."
+                    f"needs several: {self.or_raise(limit)}check the data and --label-column."
                 )
 
     def doubts(self, train: Sequence[Example], columns: Columns) -> list[str]:

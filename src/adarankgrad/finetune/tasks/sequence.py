@@ -26,6 +26,7 @@ from adarankgrad.finetune.tasks.interface import (
 )
 from adarankgrad.finetune.texts import split_characters
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import flag_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,6 +80,10 @@ class SequenceTask(Task):
     @abstractmethod
     def label(self, value: Any, column: str, where: str) -> Any:
         """Return the label as a plain value; a `UserError` names the row."""
+
+    def or_raise(self, name: str) -> str:
+        """Return the advice to raise a number of examples, to go before another, if it is set."""
+        return "" if getattr(self.config, name) is None else f"raise {flag_of(name)}, or "
 
     @abstractmethod
     def target(self, example: Example) -> int | float:
