@@ -376,6 +376,21 @@ def test_numbers_that_may_be_classes_are_told_and_learnt(tune, settings, inputs)
     assert tune("regression", steps=1, **films)["metrics"]["loss"] > 0
 
 
+def test_chats_that_ask_the_same_are_told_whatever_is_answered(settings, tmp_path, inputs):
+    for name, answer in (("train", "a"), ("dev", "b")):
+        turns = [("user", "one?"), ("assistant", answer), ("user", f"{name}?"), ("assistant", "c")]
+        chats = [
+            {"messages": [{"role": role, "content": content} for role, content in turns[:length]]}
+            for length in (2, 4)
+        ]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, chats)))
+    data = {"data": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "dev.jsonl")}
+    config = FinetuneConfig.from_settings(settings("instruction", **data))
+    notes = load_examples(config, find_task(config)).notes
+    assert "warning: 1 of 2 validation inputs are in training too" in notes
+
+
 def test_a_finished_run_has_a_report_with_its_evaluations(settings, tmp_path):
     finetune(FinetuneConfig.from_settings(settings()))
     page = Path(tmp_path / "run" / "report.html").read_text()

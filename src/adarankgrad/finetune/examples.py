@@ -149,7 +149,10 @@ def _shared_examples(train: list[Example], validation: list[Example]) -> list[st
 
 
 def _input_of(example: Example) -> str:
-    return json.dumps({name: example[name] for name in example if name not in _ANSWERS})
+    asked = {name: value for name, value in example.items() if name not in _ANSWERS}
+    if "messages" in asked:
+        asked["messages"] = [part for part in asked["messages"] if part["role"] != "assistant"]
+    return json.dumps(asked)
 
 
 _ANSWERS = ("label", "completion")
