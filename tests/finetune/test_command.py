@@ -88,7 +88,7 @@ def test_the_command_tunes_and_prints_its_summary(tmp_path, inputs, capsys, monk
     assert {"accuracy", "f1", "matthews", "loss"} <= summary["metrics"].keys()
     assert "reading text from 'sentence', label from 'label'" in printed.err
     assert "2 of" in printed.err and "are held back" in printed.err
-    assert "new weights, from the seed: bert.pooler.dense.bias" in printed.err
+    assert "new weights: bert.pooler.dense.bias" in printed.err
     assert call("finetune", *flags) == 2  # not empty
     assert call("finetune", *flags, "--overwrite") == 0
     assert call("finetune", "--resume", "--output", str(tmp_path / "run")) == 0

@@ -254,7 +254,7 @@ def _finetune(run: _Run, command: list[str]) -> dict[str, Any]:
     if run.checkpoint is not None:
         _check_base(run, base_checksum)
     if new_weights:
-        run.display.say(f"new weights, from the seed: {', '.join(new_weights)}")
+        run.display.say(f"new weights: {', '.join(new_weights)}")
     if run.config.precision == "bfloat16":
         model.to(torch.bfloat16)
     # Before the optimizer is built: it binds the parameters where they are.
