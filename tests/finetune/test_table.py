@@ -100,6 +100,15 @@ def test_a_dataset_of_the_hub_gives_the_names_of_its_classes(monkeypatch):
     table = read_table("owner/films:small", split="validation")
     assert asked == [("owner/films", "small", "validation")]
     assert table.rows == [{"text": "a", "label": "yes"}, {"text": "b", "label": None}]
+    for name in ("owner/films@test", "owner/films:small@test"):
+        read_table(name, split="validation")
+    assert asked[1:] == [("owner/films", None, "test"), ("owner/films", "small", "test")]
+
+
+@pytest.mark.parametrize("name", ["owner/films:", "owner/films@", "owner/films:small@"])
+def test_a_name_on_the_hub_has_no_empty_part(name):
+    with pytest.raises(UserError, match=f"'{name}' does not exist"):
+        read_table(name)
 
 
 def test_columns_are_found_whatever_their_case():

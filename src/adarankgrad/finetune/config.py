@@ -56,11 +56,11 @@ class FinetuneConfig(RunConfig):
     model: str = setting("Folder of a pretrained model, or its name on the hub (owner/name).")
     data: str = setting(
         "Examples to train on: files (.csv, .tsv, .json, .jsonl, .parquet, .txt), globs, several "
-        "with commas between, or a dataset's name on the hub (owner/name or owner/name:config)."
+        "with commas between, or a dataset's name on the hub (owner/name[:config][@split])."
     )
     validation: str | None = setting(
-        "Examples to validate on. Default: a tenth of the data, drawn at random, the same for "
-        "every seed.",
+        "Examples to validate on, likewise. Default: a tenth of the data, drawn at random, the "
+        "same for every seed.",
         None,
     )
     text_column: str | None = setting("Column of the text. Default: found by name.", None)

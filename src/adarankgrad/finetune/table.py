@@ -67,15 +67,15 @@ def check_data(name: str, setting: str = "data") -> None:
         UserError: They are neither.
     """
     if not data_files(name, setting):
-        ask_for_dataset(name.partition(":")[0])
+        ask_for_dataset(_hub_parts(name)[0])
 
 
 def read_table(name: str, *, split: str = "train", setting: str = "data") -> Table:
     """Read examples.
 
     Args:
-        name: Files, globs, or ``owner/name[:config]`` on the hub.
-        split: Of a dataset on the hub.
+        name: Files, globs, or ``owner/name[:config][@split]`` on the hub.
+        split: Of a dataset on the hub, unless its name says another.
         setting: What names them, for messages.
 
     Raises:
@@ -104,12 +104,15 @@ def read_table(name: str, *, split: str = "train", setting: str = "data") -> Tab
 
 
 def _is_hub_name(name: str) -> bool:
-    dataset, colon, configuration = name.partition(":")
-    return (
-        is_hub_name(dataset)
-        and Path(dataset).suffix not in READERS
-        and (not colon or bool(configuration))
-    )
+    dataset, *rest = _hub_parts(name)
+    return is_hub_name(dataset) and Path(dataset).suffix not in READERS and "" not in rest
+
+
+def _hub_parts(name: str) -> tuple[str, str | None, str | None]:
+    """Divide ``owner/name[:config][@split]``."""
+    whole, at, split = name.partition("@")
+    dataset, colon, config = whole.partition(":")
+    return dataset, config if colon else None, split if at else None
 
 
 def _files_of(name: str, setting: str) -> list[Path]:
@@ -230,10 +233,11 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 def _from_hub(name: str, split: str, setting: str) -> Table:
     from datasets import ClassLabel, load_dataset
 
-    owner_name, _, config = name.partition(":")
+    owner_name, config, own_split = _hub_parts(name)
+    split = own_split or split
     ask_for_dataset(owner_name)
     try:
-        dataset = load_dataset(owner_name, config or None, split=split)
+        dataset = load_dataset(owner_name, config, split=split)
     except Exception as error:  # datasets and its transports raise many kinds
         raise UserError(
             f"{setting} {name!r} is neither a file here, nor a dataset that the hub would give "
