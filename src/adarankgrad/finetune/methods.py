@@ -117,7 +117,7 @@ class Adapted(Method):
         for name in config.adapter:
             if name not in allowed:
                 raise unknown_name(f"setting of {config.method}", name, allowed)
-        self.settings = self._settings([])
+        self.settings = self._settings({})
 
     def check(self, empty_model: Any) -> None:
         """See that targets, optimizer and methods fit; of SaRA, which needs weights, patterns."""
@@ -137,7 +137,7 @@ class Adapted(Method):
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""
-        self.settings = self._settings(new_weights)
+        self.settings = self._settings(self._trained_whole(model, new_weights))
         if self.config.activation_checkpointing:
             checkpoint_activations(model)
         try:
@@ -176,20 +176,26 @@ class Adapted(Method):
         if self.config.method == "sara":
             self.adapter.export(model, run_dir / ADAPTER_FOLDER)
 
-    def _settings(self, new_weights: list[str]) -> Any:
-        """Return the adapter's settings; new weights are trained in full."""
+    def _trained_whole(self, model: Any, new_weights: list[str]) -> dict[str, Any]:
+        """Return the setting that has new weights trained and saved whole."""
+        if not new_weights:
+            return {}
+        if self.config.method == "sara":
+            return {"train_fully": [f"^{re.escape(name)}$" for name in new_weights]}
+        return {"modules_to_save": _new_modules(model, new_weights)}
+
+    def _settings(self, trained_whole: dict[str, Any]) -> Any:
+        """Return the adapter's settings."""
         given = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.config.adapter.items()
         }
         if self.config.method == "sara":
             implied: dict[str, Any] = {"seed": self.config.seed}
-            if new_weights:
-                implied["train_fully"] = [f"^{re.escape(name)}$" for name in new_weights]
         else:
-            implied = {"task_type": self.task.adapter_type, **_new_modules(new_weights)}
+            implied = {"task_type": self.task.adapter_type}
         try:
-            return self.adapter.Config(**{**implied, **given})
+            return self.adapter.Config(**{**implied, **trained_whole, **given})
         except (TypeError, ValueError) as error:
             raise UserError(f"--adapter: {error}.") from error
 
@@ -218,16 +224,22 @@ def _sara() -> Any:
     return find_adapter("sara")
 
 
-def _new_modules(new_weights: list[str]) -> dict[str, Any]:
-    """Return which modules are trained and saved whole, and no target of an adapter."""
-    modules = {name.rpartition(".")[0] for name in new_weights}
-    names = sorted({"pooler" if ".pooler" in name else name.split(".")[-1] for name in modules})
-    if not names:
-        return {}
-    return {
-        "modules_to_save": names,
-        "exclude_modules": rf"(.*\.)?({'|'.join(map(re.escape, names))})(\..*)?",
-    }
+def _new_modules(model: nn.Module, new_weights: list[str]) -> list[str]:
+    """Return the topmost modules of which every weight is new, by their full names.
+
+    No adapter of peft goes into modules that are saved whole.
+    """
+    everything = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    old = everything.difference(new_weights)
+    return sorted({_topmost_without(old, name) for name in new_weights})
+
+
+def _topmost_without(old: set[str], weight: str) -> str:
+    """Return the topmost module with a weight but none of the old ones, else the weight's own."""
+    parts = weight.split(".")[:-1]
+    modules = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+    without = (each for each in modules if not any(name.startswith(f"{each}.") for name in old))
+    return next(without, modules[-1])
 
 
 def _divide(groups: list[Group], model: nn.Module) -> list[Group]:
