@@ -155,6 +155,8 @@ def test_examples_whose_answer_is_cut_off_are_told_and_count_in_no_epoch(
         ({"task": "pair-classification"}, "no two columns known to hold a pair"),
         ({"adapter": "rank=8"}, "--adapter is for lora, prilora, sora and sara"),
         ({"method": "lora", "adapter": "r=8"}, "unknown setting of lora 'r'"),
+        ({"method": "lora", "adapter": "task_type=CAUSAL_LM"}, "setting of lora 'task_type'"),
+        ({"method": "lora", "adapter": "modules_to_save=3"}, "modules_to_save must be a regular"),
         (
             {"method": "lora", "adapter": "rank=0"},
             "--adapter: rank must be an int of at least 1, got 0",

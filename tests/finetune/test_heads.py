@@ -70,3 +70,23 @@ def test_the_head_alone_is_trained_whole_and_every_layer_is_adapted(
         folder, config=transformers.AutoConfig.from_pretrained(run / "model")
     )
     assert_predicts(peft.PeftModel.from_pretrained(base, run / "model"), run)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("lora", {"modules_to_save": ["classifier", "word_embeddings"]}),
+        ("sara", {"quantile": 0.2, "train_fully": "word_embeddings"}),
+    ],
+)
+def test_what_is_given_is_trained_whole_beside_a_new_head(method, given, tune, inputs, tmp_path):
+    tune(method=method, adapter=given, steps=2)
+    run = tmp_path / "run"
+    if method == "lora":
+        whole, _ = saved_modules(run)
+    else:
+        names = load_file(run / "adapter" / "sara.safetensors")
+        places = (".indices", ".values")
+        whole = {name.rpartition(".")[0] for name in names if not name.endswith(places)}
+    # The tiny BERT, a language model, has neither pooler nor classifier.
+    assert whole == {"bert.pooler.dense", "classifier", "bert.embeddings.word_embeddings"}

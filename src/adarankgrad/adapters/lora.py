@@ -57,7 +57,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         check_number("dropout", self.dropout, low=0.0, high=1.0, is_high_allowed=False)
-        check_pattern_settings(self, ("target_modules", "exclude_modules"))
+        check_pattern_settings(self, ("target_modules", "exclude_modules", "modules_to_save"))
 
     def peft_arguments(self) -> dict[str, Any]:
         """Return these settings as arguments of `peft.LoraConfig`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ from adarankgrad.reparam import export_plain
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.folder import ADAPTER_FOLDER
 from adarankgrad.train.loop import check_trains, prepare_model, prepare_optimizer, run_methods
+from adarankgrad.train.method_settings import errors_of
 from adarankgrad.train.optimizers import (
     build_optimizer,
     group_parameters,
@@ -113,11 +114,11 @@ class Adapted(Method):
     def __init__(self, config: FinetuneConfig, task: Task) -> None:
         super().__init__(config, task)
         self.adapter = _find(config.method)
-        allowed = [spec.name for spec in fields(self.adapter.Config)]
+        allowed = [spec.name for spec in fields(self.adapter.Config) if spec.name != "task_type"]
         for name in config.adapter:
             if name not in allowed:
                 raise unknown_name(f"setting of {config.method}", name, allowed)
-        self.settings = self._settings({})
+        self.settings = self._settings()
 
     def check(self, empty_model: Any) -> None:
         """See that targets, optimizer and methods fit; of SaRA, which needs weights, patterns."""
@@ -137,7 +138,8 @@ class Adapted(Method):
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""
-        self.settings = self._settings(self._trained_whole(model, new_weights))
+        if new_weights:
+            self.settings = self._with_new(model, new_weights)
         if self.config.activation_checkpointing:
             checkpoint_activations(model)
         try:
@@ -176,16 +178,8 @@ class Adapted(Method):
         if self.config.method == "sara":
             self.adapter.export(model, run_dir / ADAPTER_FOLDER)
 
-    def _trained_whole(self, model: Any, new_weights: list[str]) -> dict[str, Any]:
-        """Return the setting that has new weights trained and saved whole."""
-        if not new_weights:
-            return {}
-        if self.config.method == "sara":
-            return {"train_fully": [f"^{re.escape(name)}$" for name in new_weights]}
-        return {"modules_to_save": _new_modules(model, new_weights)}
-
-    def _settings(self, trained_whole: dict[str, Any]) -> Any:
-        """Return the adapter's settings."""
+    def _settings(self) -> Any:
+        """Return the adapter's settings as they are given."""
         given = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.config.adapter.items()
@@ -194,10 +188,18 @@ class Adapted(Method):
             implied: dict[str, Any] = {"seed": self.config.seed}
         else:
             implied = {"task_type": self.task.adapter_type}
-        try:
-            return self.adapter.Config(**{**implied, **trained_whole, **given})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--adapter: {error}.") from error
+        with errors_of("--adapter"):
+            return self.adapter.Config(**{**implied, **given})
+
+    def _with_new(self, model: Any, new_weights: list[str]) -> Any:
+        """Return the settings with new weights trained and saved whole, beside what is given."""
+        if self.config.method == "sara":
+            name, new = "train_fully", [f"^{re.escape(weight)}$" for weight in new_weights]
+        else:
+            name, new = "modules_to_save", _new_modules(model, new_weights)
+        given = getattr(self.settings, name) or []
+        given = [given] if isinstance(given, str) else given
+        return replace(self.settings, **{name: [*dict.fromkeys([*given, *new])]})
 
 
 def find_method(config: FinetuneConfig, task: Task) -> Method:
