@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from adarankgrad.cli import main
+from adarankgrad.train.errors import UserError
 
 FILMS = [("a lovely film", 1), ("a dull film", 0)] * 6
 
@@ -174,6 +175,11 @@ def test_examples_whose_answer_is_cut_off_are_told_and_count_in_no_epoch(
         ({"method": "sora", "adapter": "target_modules=conv"}, "'conv' match no module"),
         ({"method": "sara", "adapter": "include=conv"}, "'conv' matches no trainable parameter"),
         ({"method": "sara", "adapter": "exclude=conv"}, "'conv' matches no trainable parameter"),
+        ({"method": "sara", "adapter": "exclude='.'"}, "no trainable parameter is left to select"),
+        (
+            {"method": "sara", "optimizer_args": "epsilon=1e-6"},
+            "unknown argument of adamw 'epsilon': did you mean eps",
+        ),
         ({"powerprop": "alpha=2,include=conv"}, "'conv' matches no trainable parameter"),
         ({"powerprop": "alpha=0.5"}, "--powerprop: alpha must be at least 1"),
         (
@@ -351,6 +357,25 @@ def test_a_model_without_the_weights_of_the_task_is_refused(tmp_path, inputs, ca
     assert call("finetune", *flags_for(tmp_path, inputs, task="masked-lm", model=folder)) == 2
     assert "weights of a model for masked-lm, such as cls.predictions" in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "sara"])
+def test_a_method_that_does_not_fit_is_found_before_an_older_run_is_replaced(
+    method, tmp_path, inputs, capsys, monkeypatch
+):
+    def run_methods(*_):
+        raise UserError("it does not fit.")
+
+    monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
+    assert call("finetune", *flags_for(tmp_path, inputs, steps=1)) == 0
+    before = (tmp_path / "run" / "summary.json").read_text()
+    # As in the loop, which runs after the folder is emptied.
+    for module in ("train.loop", "finetune.methods"):
+        monkeypatch.setattr(f"adarankgrad.{module}.run_methods", run_methods)
+    flags = flags_for(tmp_path, inputs, method=method)
+    assert call("finetune", *flags, "--overwrite") == 2
+    assert "it does not fit." in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").read_text() == before
 
 
 def test_a_run_of_another_command_is_not_resumed(tmp_path, inputs, capsys):

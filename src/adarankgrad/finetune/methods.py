@@ -121,20 +121,21 @@ class Adapted(Method):
         self.settings = self._settings()
 
     def check(self, empty_model: Any) -> None:
-        """See that targets, optimizer and methods fit; of SaRA, which needs weights, patterns."""
+        """See that targets, optimizer and methods fit."""
         if self.config.method == "sara":
-            self._check_patterns(empty_model)
-            return
-        prepared = self.prepare(self.apply(empty_model, []))
-        run_methods(self.config, prepared.model, prepared.optimizer)
+            model, optimizer = empty_model, self._optimizer_before_selection(empty_model)
+        else:
+            prepared = self.prepare(self.apply(empty_model, []))
+            model, optimizer = prepared.model, prepared.optimizer
+        run_methods(self.config, model, optimizer)
 
-    def _check_patterns(self, empty_model: Any) -> None:
-        named = list(empty_model.named_parameters())
-        try:
-            for name in ("include", "exclude", "train_fully"):
-                matching_names(getattr(self.settings, name) or (), named, name)
-        except ValueError as error:
-            raise UserError(f"--method sara: {error}.") from error
+    def _optimizer_before_selection(self, model: Any) -> Optimizer:
+        """Build the optimizer of the model's own weights: SaRA's are known from values alone."""
+        named = list(model.named_parameters())
+        with errors_of("--method sara"):
+            dense = matching_names(self.settings.train_fully, named, "train_fully")
+            _sara().candidates(named, self.settings, dense)
+        return build_optimizer(_divide([{"params": list(model.parameters())}], model), self.config)
 
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ...core.checks import check_choice, check_count, check_flag, check_number
 from ...core.patterns import check_pattern_settings
 from .files import export_values, load_sum
-from .selection import forget_ties, select
+from .selection import candidates, forget_ties, select
 from .small_weights import SmallWeights, all_sites, remove, sites
 from .steps import SmallWeightsHook
 
@@ -28,6 +28,7 @@ __all__ = [
     "SmallWeights",
     "SmallWeightsHook",
     "apply",
+    "candidates",
     "export",
     "load",
     "load_sum",

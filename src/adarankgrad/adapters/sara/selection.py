@@ -50,24 +50,50 @@ def select(model: nn.Module, config: SaRAConfig) -> None:
         raise ValueError("the model carries SaRA already; merge it first")
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     dense = matching_names(config.train_fully, named, "train_fully")
-    candidates = _candidates(named, config, dense)
+    found = candidates(named, config, dense)
     threshold = config.threshold
     if threshold is None:
-        threshold = magnitude_threshold(list(candidates.values()), config.quantile)
-    _check_share(candidates, threshold)
+        threshold = magnitude_threshold(list(found.values()), config.quantile)
+    _check_share(found, threshold)
     if config.threshold is None:
-        _warn_of_ties(candidates, threshold, config.quantile)
+        _warn_of_ties(found, threshold, config.quantile)
     places = _places(model)
-    for name, param in candidates.items():
+    for name, param in found.items():
         _check_modules(name, places[id(param)])
     model.requires_grad_(False)
     for name, param in named:
         if name in dense:
             param.requires_grad_(True)
-        elif name in candidates:
+        elif name in found:
             _train_small(param, places[id(param)], threshold)
     _keep_positions_local(model)
-    _declare_ties(model, [places[id(param)] for param in candidates.values()])
+    _declare_ties(model, [places[id(param)] for param in found.values()])
+
+
+def candidates(
+    named: Sequence[tuple[str, Tensor]], config: SaRAConfig, dense: set[str]
+) -> dict[str, Tensor]:
+    """Return the parameters to select from, by name; their values do not matter.
+
+    Args:
+        named: parameters that may be trained.
+        config: the settings, of which the patterns are read.
+        dense: names of those that are trained as a whole.
+
+    Raises:
+        ValueError: if a pattern matches nothing, or no parameter is left.
+    """
+    names = {name for name, _ in named}
+    if config.include is not None:
+        names = matching_names(config.include, named, "include")
+    names -= matching_names(config.exclude, named, "exclude") | dense
+    found = {name: param for name, param in named if name in names}
+    if not found:
+        raise ValueError(
+            "no trainable parameter is left to select from; unfreeze the model, or change include, "
+            "exclude and train_fully"
+        )
+    return found
 
 
 def forget_ties(model: nn.Module) -> None:
@@ -76,22 +102,6 @@ def forget_ties(model: nn.Module) -> None:
         declared = getattr(model, _TIES)
         kept = {name: source for name, source in declared.items() if "parametrizations" not in name}
         setattr(model, _TIES, kept)
-
-
-def _candidates(
-    named: Sequence[tuple[str, Tensor]], config: SaRAConfig, dense: set[str]
-) -> dict[str, Tensor]:
-    names = {name for name, _ in named}
-    if config.include is not None:
-        names = matching_names(config.include, named, "include")
-    names -= matching_names(config.exclude, named, "exclude") | dense
-    candidates = {name: param for name, param in named if name in names}
-    if not candidates:
-        raise ValueError(
-            "no trainable parameter is left to select from; unfreeze the model, or change include, "
-            "exclude and train_fully"
-        )
-    return candidates
 
 
 def _check_share(candidates: dict[str, Tensor], threshold: float) -> None:
