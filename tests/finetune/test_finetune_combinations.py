@@ -35,6 +35,23 @@ RUNS = (
     *((adapter, "dotted path", "--activation-checkpointing") for adapter in ADAPTERS),
 )
 
+GROWING = {"adadagrad": "max_batch_size=8", "gradient_accumulation": 2}
+PHASES = "num_phases=1,max_shrinkage=1e-3"
+# What the matrix does not say, by the two settings that the page names.
+REFUSED = [
+    *(
+        (
+            ("--adadagrad statistics=norms or per-sample", "--method sara"),
+            {"method": "sara", **GROWING, "adadagrad": f"max_batch_size=8,statistics={each}"},
+        )
+        for each in ("norms", "per-sample")
+    ),
+    (
+        ("--method sora with num_phases", "--lr-schedule linear or constant"),
+        {"method": "sora", "adapter": PHASES, "lr_schedule": "linear"},
+    ),
+]
+
 
 @pytest.fixture
 def run(inputs, tmp_path, monkeypatch, capsys):
@@ -103,10 +120,9 @@ def test_samples_that_cannot_be_taken_together_end_the_run_with_what_to_do(run):
     assert code == 1 and err.endswith("at once: use chunk_size=1."), err
 
 
-@pytest.mark.parametrize("statistics", ["norms", "per-sample"])
-def test_samples_of_sparse_weights_are_refused_in_one_line(statistics, run, tmp_path):
-    growing = {"adadagrad": f"max_batch_size=8,statistics={statistics}"}
-    code, err = run(method="sara", gradient_accumulation=2, **growing)
-    (refusal,) = (each for each in REFUSALS if each.second == "--method sara")
+@pytest.mark.parametrize(("names", "settings"), REFUSED)
+def test_values_that_do_not_go_together_are_refused_in_one_line(names, settings, run, tmp_path):
+    code, err = run(**settings)
+    (refusal,) = (each for each in REFUSALS if (each.first, each.second) == names)
     assert (code, err) == (2, f"adarankgrad: error: {refusal.message}")
     assert not (tmp_path / "run").exists()

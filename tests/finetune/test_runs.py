@@ -244,6 +244,7 @@ CASES = {
     "powers": {"powerprop": {"alpha": 2}},
     "hidden tokens": {"task": "masked-lm", "split_characters": True},
     **{method: {"method": method, "adapter": given} for method, given in ADAPTERS.items()},
+    "phases": {"method": "sora", "adapter": {"num_phases": 2, "max_shrinkage": 0.05}},
 }
 
 
@@ -344,6 +345,15 @@ def test_a_signal_stops_the_run_and_says_how_to_continue(tune, monkeypatch, tmp_
     command = f"adarankgrad finetune --resume --output {tmp_path / 'run'}"
     with pytest.raises(Interrupted, match=f"after step 3 .*: {command}"):
         tune()
+
+
+def test_the_rate_of_sora_rises_and_falls_in_every_phase(tune, tmp_path):
+    phases = {"num_phases": 2, "max_shrinkage": 1e-3, "warmup_share": 0.25}
+    tune(method="sora", adapter=phases, steps=16, log_every=1, save_every=16)
+    rates = [row["lr"] / 1e-2 for row in rows(tmp_path / "run") if "loss" in row]
+    # Of 8, 4 and 4 steps, a quarter of each a warm-up.
+    first, other = [1 / 3, 2 / 3, *(k / 6 for k in range(6, 0, -1))], [1 / 2, 1, 2 / 3, 1 / 3]
+    assert rates == pytest.approx([*first, *other, *other])
 
 
 def test_the_metrics_of_a_task_are_drawn_over_steps_the_chosen_one_first(tune, tmp_path):

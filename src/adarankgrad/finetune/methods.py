@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,6 +45,7 @@ class Prepared:
         projected: Weights that count as projected.
         groups: The optimizer's groups, by name.
         hook: What the method does around steps; None for nothing.
+        lr_factor: From the steps done to the rate's factor; None for the schedule of the settings.
     """
 
     model: Any
@@ -51,6 +53,7 @@ class Prepared:
     projected: list[Tensor]
     groups: list[Group]
     hook: StepHook | None = None
+    lr_factor: Callable[[float], float] | None = None
 
 
 class Method(ABC):
@@ -163,7 +166,18 @@ class Adapted(Method):
             )
         except ValueError as error:
             raise UserError(f"--method {config.method}: {error}.") from error
-        return Prepared(model, optimizer, projected_parameters(groups), groups, hook)
+        projected = projected_parameters(groups)
+        return Prepared(model, optimizer, projected, groups, hook, self._lr_factor())
+
+    def _lr_factor(self) -> Callable[[float], float] | None:
+        """Return the schedule that SoRA's phases bring with them."""
+        if self.config.method != "sora" or self.settings.num_phases == 0:
+            return None
+        adapter: Any = self.adapter
+        factor: Callable[[float], float] = adapter.lr_factor(
+            self.settings, num_steps=self.config.steps
+        )
+        return factor
 
     def save(self, model: Any, optimizer: Optimizer, folder: Path) -> None:
         """Write an adapter of peft; of SaRA, the whole model with the adapter in its weights."""

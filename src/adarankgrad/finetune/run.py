@@ -352,6 +352,7 @@ def _parts(run: _Run, prepared: Prepared, evaluation: _Evaluation) -> Parts:
         best_metric=task.best_metric,
         compute_loss=task.compute_loss,
         averages_examples=task.compute_loss is None,
+        lr_factor=prepared.lr_factor,
         callbacks=[] if hook is None else [StepCallback(hook)],
         stateful={} if hook is None else {STATE_NAME: hook},
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adarankgrad.reparam import PowerpropConfig
 from adarankgrad.schedules.adadagrad import AdAdaGradConfig
@@ -65,6 +65,16 @@ class ChosenMethods:
     def statistics(self) -> str | None:
         """What AdAdaGrad's test is computed from."""
         return None if self.adadagrad is None else self.adadagrad.statistics
+
+    @property
+    def adapter_settings(self) -> dict[str, Any]:
+        """What is said of the adapter, as it is given."""
+        return getattr(self.config, "adapter", {})  # of fine-tuning only
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether SoRA trains in phases, of which each has a schedule of its own."""
+        return self.adapter == "sora" and bool(self.adapter_settings.get("num_phases"))
 
     @property
     def is_preconditioned(self) -> bool:
@@ -187,6 +197,13 @@ REFUSALS = (
             and run.powerprop is not None
             and run.powerprop.changes_updates
         ),
+    ),
+    Refusal(
+        "--method sora with num_phases",
+        "--lr-schedule linear or constant",
+        "the rate warms up and decays in every phase",
+        _LEAVE_OUT,
+        lambda run: run.has_phases and run.config.lr_schedule != "cosine",
     ),
     Refusal(
         "--method lora, prilora, sora or sara",

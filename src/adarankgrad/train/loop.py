@@ -99,6 +99,7 @@ class Parts:
         compute_loss: From outputs, labels and the number of labels of a step to its loss; None for
             the model's own.
         averages_examples: The model's own loss is a mean over the examples of a micro-batch.
+        lr_factor: From the steps done to the rate's factor, in place of the settings' schedule.
         callbacks: Called around steps.
         stateful: What else a checkpoint holds, by the name of its file.
     """
@@ -113,6 +114,7 @@ class Parts:
     best_metric: str | None = None
     compute_loss: Callable[..., Tensor] | None = None
     averages_examples: bool = False
+    lr_factor: Callable[[float], float] | None = None
     callbacks: Sequence[TrainerCallback] = ()
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
@@ -304,6 +306,7 @@ def _fit(request: Request, parts: Parts, stop: StopRequest) -> RunTrainer:
         evaluation=parts.evaluation,
         best_metric=parts.best_metric,
         averages_examples=parts.averages_examples,
+        lr_factor=parts.lr_factor,
         stateful=parts.stateful,
         methods=methods,
         flops=TrainingFlops(parts.model, depth_of(methods)),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer
 
 from adarankgrad.train.checkpoints import Checkpoint, checkpoint_path, list_checkpoints, remove_old
@@ -70,6 +71,7 @@ class RunTrainer(Trainer):
             ``eval_dataset`` and its perplexity.
         best_metric: What the best evaluation is told by, whose checkpoint is kept; None for none.
         averages_examples: The model's loss is a mean over the examples of a micro-batch.
+        lr_factor: From the steps done to the rate's factor; None for the schedule of the settings.
         stateful: What else a checkpoint holds, by the name of its file.
         flops: Counts operations.
         methods: Act around steps.
@@ -87,6 +89,7 @@ class RunTrainer(Trainer):
         evaluation: Evaluation | None = None,
         best_metric: str | None = None,
         averages_examples: bool = False,
+        lr_factor: Callable[[float], float] | None = None,
         stateful: Mapping[str, Stateful] | None = None,
         flops: TrainingFlops,
         methods: Sequence[Method] = (),
@@ -99,6 +102,7 @@ class RunTrainer(Trainer):
         self.stateful: dict[str, Stateful] = dict(stateful or {})
         self.stateful |= {f"{method.name}.pt": method for method in methods}
         self.best_metric = best_metric
+        self.lr_factor = lr_factor
         self.flops = flops
         self.run_dir = run_dir
         self.recorder = recorder
@@ -120,10 +124,14 @@ class RunTrainer(Trainer):
 
         Where every step has the same number of samples, these are the steps.
         """
-        is_new = self.lr_scheduler is None
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        if self.lr_factor is not None:
+            trained: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(trained, self._by_samples(self.lr_factor))
+            return self.lr_scheduler
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
-        if is_new:
-            scheduler.lr_lambdas = [self._by_samples(factor) for factor in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [self._by_samples(factor) for factor in scheduler.lr_lambdas]
         return scheduler
 
     def _by_samples(self, factor: Callable[[float], float]) -> Callable[[int], float]:

@@ -212,7 +212,7 @@ def schedule(config: SoRAConfig, *, num_steps: int) -> SparsitySchedule:
     return SparsitySchedule(starts, num_steps, tuple(shrinkages), config.warmup_share)
 
 
-def lr_factor(config: SoRAConfig, *, num_steps: int) -> Callable[[int], float]:
+def lr_factor(config: SoRAConfig, *, num_steps: int) -> Callable[[float], float]:
     """Return the learning rate's factor for `torch.optim.lr_scheduler.LambdaLR`.
 
     It warms up and decays once in every phase, so that every phase trains. Without phases it is

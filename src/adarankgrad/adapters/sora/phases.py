@@ -38,7 +38,7 @@ class SparsitySchedule:
         """Return the shrinkage at a step, counted from 1."""
         return self.shrinkages[self._phase(step - 1)]
 
-    def lr_factor(self, num_done: int) -> float:
+    def lr_factor(self, num_done: float) -> float:
         """Return the factor of the learning rate after ``num_done`` steps, in (0, 1].
 
         Rises linearly over the warm-up of a phase and falls linearly over the rest of it; for
@@ -55,7 +55,7 @@ class SparsitySchedule:
             return (position + 1) / (num_warmup + 1)
         return (end - num_done) / (end - start - num_warmup)
 
-    def _phase(self, num_done: int) -> int:
+    def _phase(self, num_done: float) -> int:
         return bisect_right(self.starts, num_done) - 1
 
 
