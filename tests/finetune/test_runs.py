@@ -328,9 +328,34 @@ def test_micro_batches_of_a_step_add_up_to_its_batch(task, tune, tmp_path):
                 assert second[name] == pytest.approx(first[name], rel=1e-4)
 
 
-def test_adarankgrad_trains_the_matrices_of_an_adapter(tune):
+def info_of(run):
+    return json.loads((run / "run.json").read_text())
+
+
+def test_adarankgrad_trains_the_matrices_of_an_adapter(tune, tmp_path):
     summary = tune(method="lora", adapter={"rank": 8}, optimizer="adarankgrad", max_rank=4, steps=4)
     assert summary["mean_rank"] is not None and summary["mean_rank"] <= 4
+    assert "projected weight" in info_of(tmp_path / "run")["describe"]
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_under_adamw_all_of_an_adapter_but_its_head_counts_as_projected(method, tune, tmp_path):
+    given = {**ADAPTERS[method], **({"shrinkage": 0.0} if method == "sora" else {})}
+    summary = tune(method=method, adapter=given, steps=1)
+    run = tmp_path / "run"
+    if method == "sara":
+        saved = load_file(run / "adapter" / "sara.safetensors")
+        own = [weight for name, weight in saved.items() if name.endswith(".values")]
+    else:
+        saved = load_file(run / "model" / "adapter_model.safetensors")
+        own = [weight for name, weight in saved.items() if ".lora_" in name]
+        if method == "sora":  # a gate for each row of A
+            own += [weight[:, 0] for name, weight in saved.items() if ".lora_A" in name]
+    # Two float32 moments a weight.
+    num_bytes = 8 * sum(weight.numel() for weight in own)
+    assert summary["projected_state_bytes"] == num_bytes < summary["state_bytes"]
+    assert summary["adamw_projected_state_bytes"] == num_bytes
+    assert "describe" not in info_of(run)
 
 
 def test_a_signal_stops_the_run_and_says_how_to_continue(tune, monkeypatch, tmp_path):

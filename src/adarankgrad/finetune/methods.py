@@ -22,6 +22,7 @@ from adarankgrad.train.loop import check_trains, prepare_model, prepare_optimize
 from adarankgrad.train.method_settings import errors_of
 from adarankgrad.train.optimizers import (
     build_optimizer,
+    find_optimizer,
     group_parameters,
     projected_parameters,
     widen_corrected_weights,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from adarankgrad.finetune.tasks.interface import Task
 
 _SMALLEST_SIDE = 8
+_OWN_PARTS = (".lora_", "parametrizations.")
+"""Of the names of an adapter's own weights."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Prepared:
     Attributes:
         model: With what is trained.
         optimizer: Of it.
-        projected: Weights that count as projected.
+        projected: Weights that count as projected; of an adapter without a low-rank optimizer,
+            all of its own.
         groups: The optimizer's groups, by name.
         hook: What the method does around steps; None for nothing.
         lr_factor: From the steps done to the rate's factor; None for the schedule of the settings.
@@ -166,7 +170,8 @@ class Adapted(Method):
             )
         except ValueError as error:
             raise UserError(f"--method {config.method}: {error}.") from error
-        projected = projected_parameters(groups)
+        is_low_rank = find_optimizer(config.optimizer).is_low_rank
+        projected = projected_parameters(groups) if is_low_rank else _own_weights(model)
         return Prepared(model, optimizer, projected, groups, hook, self._lr_factor())
 
     def _lr_factor(self) -> Callable[[float], float] | None:
@@ -257,6 +262,15 @@ def _topmost_without(old: set[str], weight: str) -> str:
     modules = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
     without = (each for each in modules if not any(name.startswith(f"{each}.") for name in old))
     return next(without, modules[-1])
+
+
+def _own_weights(model: nn.Module) -> list[Tensor]:
+    """Return what is trained of an adapter itself: A, B, gates, SaRA's values; not a head."""
+    return [
+        weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and any(part in name for part in _OWN_PARTS)
+    ]
 
 
 def _divide(groups: list[Group], model: nn.Module) -> list[Group]:

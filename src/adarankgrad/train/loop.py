@@ -46,6 +46,7 @@ from adarankgrad.train.methods import Method
 from adarankgrad.train.optimizers import (
     accumulate_gradients,
     build_optimizer,
+    find_optimizer,
     group_parameters,
     projected_parameters,
 )
@@ -250,9 +251,10 @@ def describe_run(
         request: The request.
         command: The command line.
         model: With its final shapes; may be on the meta device.
-        groups: Of its weights.
+        groups: Of its weights; described where the optimizer projects some of them.
     """
     is_cuda = request.device.type == "cuda"
+    is_low_rank = find_optimizer(request.config.optimizer).is_low_rank
     return {
         "subcommand": request.config.command,
         "command": command,
@@ -262,7 +264,7 @@ def describe_run(
         "dtype": request.config.precision,
         "model": request.config.model,
         "model_parameters": sum(weight.numel() for weight in model.parameters()),
-        "describe": describe(groups),
+        **({"describe": describe(groups)} if is_low_rank else {}),
     }
 
 
