@@ -57,6 +57,28 @@ def test_defaults_train_save_state_for_weights_only_and_load_on_the_base(name, t
     assert not torch.equal(tuned, logits(tiny_llama(), token_batch()))
 
 
+@pytest.mark.parametrize("name", ["prilora", "sora"])
+@pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_a_name_that_no_module_has_is_refused_beside_others_that_fit(name, setting):
+    adapter = find_adapter(name)
+    given = {"target_modules": ["q_proj", "k_proj"]} | {setting: ["k_proj", "model.v_prj"]}
+    with pytest.raises(ValueError, match=f"{setting} names 'model.v_prj', and the model has no"):
+        adapter.apply(tiny_llama(), adapter.Config(**given))
+
+
+@pytest.mark.parametrize("names", ["lm_head", ["lm_head"]])
+def test_a_module_to_save_may_be_named_alone(names):
+    model = find_adapter("sora").apply(
+        tiny_llama(), find_adapter("sora").Config(modules_to_save=names)
+    )
+    others = [
+        name
+        for name, each in model.named_parameters()
+        if each.requires_grad and "lora_" not in name
+    ]
+    assert others == ["base_model.model.lm_head.modules_to_save.default.weight"]
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_training_runs_where_only_deterministic_algorithms_are_allowed(name):
     torch.use_deterministic_algorithms(True)

@@ -262,6 +262,7 @@ def test_arguments_come_as_axolotl_passes_them(model):
         ({}, {"optim_args": "rank=4"}, r"unknown option of AdaRankGradFactory 'rank'"),
         ({}, {"embedding_lr": 1e-4}, r"embedding_lr = 0.0001 is not honoured .* plain_lr"),
         ({}, {"optim_target_modules": ["qq"]}, r"\['qq'\] matches none of .*q_proj\.weight"),
+        ({}, {"optim_target_modules": ["q_proj", "k_prj"]}, r"names 'k_prj', which no module"),
         ({"include": "q_proj"}, {"optim_target_modules": "all-linear"}, r"both choose .* give one"),
         ({"smallest_side": 100}, {}, r"worth projecting, so adarankgrad would be plain AdamW"),
     ],

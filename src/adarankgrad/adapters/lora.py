@@ -64,10 +64,15 @@ class LoraSettings:
         return {
             "target_modules": _as_peft_list(self.target_modules),
             "exclude_modules": _as_peft_list(self.exclude_modules),
-            "modules_to_save": _as_peft_list(self.modules_to_save),
+            "modules_to_save": self._names_to_save(),
             "task_type": self.task_type,
             "lora_dropout": self.dropout,
         }
+
+    def _names_to_save(self) -> list[str] | None:
+        """Return names, of which a single one may be given as text; peft would take its letters."""
+        names = self.modules_to_save
+        return [names] if isinstance(names, str) else _as_peft_list(names)
 
 
 def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
@@ -76,7 +81,8 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     ``"all-linear"`` in the configuration is replaced by names.
 
     Raises:
-        ValueError: if there is none, or the model carries an adapter already.
+        ValueError: if there is none, a name in a list of the configuration is of no module, or the
+            model carries an adapter already.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
@@ -94,7 +100,21 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
             f"target_modules {wanted!r} match no module; the model has "
             f"{len(linear)} linear layers{', such as ' if linear else ''}{', '.join(linear[:3])}"
         )
+    for argument in ("target_modules", "exclude_modules", "modules_to_save"):
+        _check_names(argument, getattr(config, argument), names)
     return targeted
+
+
+def _check_names(argument: str, given: Any, names: Sequence[str]) -> None:
+    """Refuse a name in a list that is neither a module's name nor the end of one."""
+    if given is None or isinstance(given, str):
+        return
+    for entry in given:
+        if not any(name == entry or name.endswith(f".{entry}") for name in names):
+            raise ValueError(
+                f"{argument} names {entry!r}, and the model has no module of this name, nor one "
+                "whose name ends in it after a dot"
+            )
 
 
 def check_linear(model: nn.Module, names: Sequence[str], method: str) -> None:

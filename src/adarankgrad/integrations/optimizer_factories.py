@@ -273,7 +273,23 @@ def _patterns_of_targets(
             f"{', '.join(default[:3]) or 'there are none'}{', ...' if len(default) > 3 else ''}. "
             "Frozen weights, embeddings and the head are not among them"
         )
+    _check_targets(model, targets)
     return [f"^{re.escape(name)}$" for name in dict.fromkeys(chosen)]
+
+
+def _check_targets(model: nn.Module, targets: str | list[str]) -> None:
+    """Refuse an entry of a list that no module's or weight's name matches, such as a misspelt one.
+
+    One that matches what is never projected stays without effect.
+    """
+    if isinstance(targets, str):
+        return
+    named = [*model.named_modules(), *model.named_parameters()]
+    for target in targets:
+        if not any(check_target_module_exists([target], name) for name, _ in named):
+            raise ValueError(
+                f"optim_target_modules names {target!r}, which no module of the model matches"
+            )
 
 
 def _decayed_as_by_trainer(model: nn.Module, groups: list[Group]) -> Iterator[Group]:
