@@ -175,6 +175,16 @@ def test_examples_whose_answer_is_cut_off_are_told_and_count_in_no_epoch(
         ({"method": "sora", "adapter": "target_modules=conv"}, "'conv' match no module"),
         ({"method": "sara", "adapter": "include=conv"}, "'conv' matches no trainable parameter"),
         ({"method": "sara", "adapter": "exclude=conv"}, "'conv' matches no trainable parameter"),
+        (
+            {"method": "lora", "adapter": "rank=4", "optimizer": "adarankgrad"},
+            "--method lora has no weight worth projecting, so adarankgrad would be plain AdamW: "
+            "give it a rank of at least 8, or --optimizer adamw.",
+        ),
+        (
+            {"method": "lora", "optimizer": "adarankgrad", "max_rank": 64},
+            "max_rank = 64 is above the short side of every projected matrix of --method lora, "
+            "at most 8",
+        ),
         ({"method": "sara", "adapter": "exclude='.'"}, "no trainable parameter is left to select"),
         (
             {"method": "sara", "optimizer_args": "epsilon=1e-6"},

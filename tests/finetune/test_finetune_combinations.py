@@ -11,7 +11,8 @@ SAID = matrix("In fine-tuning")
 METHODS = METHODS | {
     "--progressive-depth": {"progressive_depth": "layers=(2,3),starts=(0,1),unit=tokens"}
 }
-ADAPTERS = ("lora", "prilora", "sora", "sara")
+OF_MATRICES = ("lora", "prilora", "sora")
+ADAPTERS = (*OF_MATRICES, "sara")
 
 # Every allowed pair is in one of these. Methods go together as in training.
 RUNS = (
@@ -28,10 +29,11 @@ RUNS = (
     ("full", "adagrad-norm", "--adadagrad", "--progressive-depth"),
     ("full", "adarankgrad", "--powerprop", "--adadagrad", "--accumulate-in-backward"),
     ("lora", "adagrad-norm", "--adadagrad", "--activation-checkpointing"),
-    *((adapter, "adagrad-norm") for adapter in ADAPTERS[1:]),
+    *((adapter, "adagrad-norm") for adapter in OF_MATRICES[1:]),
+    ("sara", "adagrad-norm", "--extrapolation"),
     *((adapter, "adamw", "--adadagrad") for adapter in ADAPTERS),
-    *((adapter, "adarankgrad", "--extrapolation") for adapter in ADAPTERS),
-    *((adapter, "adarankgrad-low-memory") for adapter in ADAPTERS),
+    *((adapter, "adarankgrad", "--extrapolation") for adapter in OF_MATRICES),
+    *((adapter, "adarankgrad-low-memory") for adapter in OF_MATRICES),
     *((adapter, "dotted path", "--activation-checkpointing") for adapter in ADAPTERS),
 )
 

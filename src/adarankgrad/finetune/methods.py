@@ -22,6 +22,7 @@ from adarankgrad.train.loop import check_trains, prepare_model, prepare_optimize
 from adarankgrad.train.method_settings import errors_of
 from adarankgrad.train.optimizers import (
     build_optimizer,
+    check_ranks_fit,
     find_optimizer,
     group_parameters,
     projected_parameters,
@@ -163,6 +164,7 @@ class Adapted(Method):
             model, self.settings, lr=config.lr, weight_decay=config.weight_decay
         )
         groups = _divide(found, model)
+        projected = self._projected(groups)
         optimizer = build_optimizer(groups, config)
         try:
             hook = self.adapter.step_hook(
@@ -170,9 +172,21 @@ class Adapted(Method):
             )
         except ValueError as error:
             raise UserError(f"--method {config.method}: {error}.") from error
-        is_low_rank = find_optimizer(config.optimizer).is_low_rank
-        projected = projected_parameters(groups) if is_low_rank else _own_weights(model)
         return Prepared(model, optimizer, projected, groups, hook, self._lr_factor())
+
+    def _projected(self, groups: list[Group]) -> list[Tensor]:
+        """Return which weights count as projected: without a low-rank optimizer, the adapter's own.
+
+        Raises:
+            UserError: A low-rank optimizer would project none of its own.
+        """
+        config = self.config
+        own = [{**group, "params": _own(group["params"])} for group in groups]
+        if not find_optimizer(config.optimizer).is_low_rank:
+            return [weight for group in own for _, weight in group["params"]]
+        advice = f"give it a rank of at least {_SMALLEST_SIDE},"
+        check_ranks_fit(config, own, trained=f"--method {config.method}", advice=advice)
+        return projected_parameters(groups)
 
     def _lr_factor(self) -> Callable[[float], float] | None:
         """Return the schedule that SoRA's phases bring with them."""
@@ -264,13 +278,9 @@ def _topmost_without(old: set[str], weight: str) -> str:
     return next(without, modules[-1])
 
 
-def _own_weights(model: nn.Module) -> list[Tensor]:
-    """Return what is trained of an adapter itself: A, B, gates, SaRA's values; not a head."""
-    return [
-        weight
-        for name, weight in model.named_parameters()
-        if weight.requires_grad and any(part in name for part in _OWN_PARTS)
-    ]
+def _own(named: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Return which weights are the adapter's own: A, B, gates, SaRA's values; not a head."""
+    return [(name, weight) for name, weight in named if any(part in name for part in _OWN_PARTS)]
 
 
 def _divide(groups: list[Group], model: nn.Module) -> list[Group]:

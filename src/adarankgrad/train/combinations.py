@@ -18,6 +18,7 @@ from adarankgrad.train.errors import UserError
 from adarankgrad.train.extrapolated import extrapolation_settings
 from adarankgrad.train.growing_batch import adadagrad_settings
 from adarankgrad.train.growing_depth import depth_settings
+from adarankgrad.train.optimizers import find_optimizer
 from adarankgrad.train.powered import powerprop_settings
 
 if TYPE_CHECKING:
@@ -197,6 +198,13 @@ REFUSALS = (
             and run.powerprop is not None
             and run.powerprop.changes_updates
         ),
+    ),
+    Refusal(
+        "--method sara",
+        "--optimizer adarankgrad or another that projects",
+        "its values are vectors, and only matrices are projected",
+        "use --optimizer adamw.",
+        lambda run: run.adapter == "sara" and find_optimizer(run.config.optimizer).is_low_rank,
     ),
     Refusal(
         "--method sora with num_phases",

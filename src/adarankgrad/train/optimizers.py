@@ -208,7 +208,7 @@ def group_parameters(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
         groups = param_groups(model, weight_decay=config.weight_decay, **settings)
     except ValueError as error:
         raise UserError(f"{error}") from error
-    _check_ranks_fit(config, groups)
+    check_ranks_fit(config, groups, trained=config.model, advice="choose a larger model")
     for group in groups:
         if not group["project"]:
             group.update(plain)
@@ -362,8 +362,20 @@ def _hint(allowed: set[str]) -> str:
     return "; its rank is set by --optimizer-args rank=..." if "rank" in allowed else ""
 
 
-def _check_ranks_fit(config: RunConfig, groups: list[dict[str, Any]]) -> None:
-    """Refuse ranks that no projected matrix has, and a floor above the ceiling."""
+def check_ranks_fit(
+    config: RunConfig, groups: list[dict[str, Any]], *, trained: str, advice: str
+) -> None:
+    """Refuse ranks that no projected matrix has, and a floor above the ceiling.
+
+    Args:
+        config: The settings.
+        groups: What is trained.
+        trained: What it is, for messages.
+        advice: How to have weights that are worth projecting.
+
+    Raises:
+        UserError: A rank does not fit, or a low-rank optimizer would project nothing.
+    """
     short_sides = [
         min(layout.num_rows, layout.num_cols)
         for group in groups
@@ -373,8 +385,8 @@ def _check_ranks_fit(config: RunConfig, groups: list[dict[str, Any]]) -> None:
     if not short_sides:
         if find_optimizer(config.optimizer).is_low_rank:
             raise UserError(
-                f"{config.model} has no weight worth projecting, so {config.optimizer} would be "
-                "plain AdamW: choose a larger model or --optimizer adamw."
+                f"{trained} has no weight worth projecting, so {config.optimizer} would be "
+                f"plain AdamW: {advice} or --optimizer adamw."
             )
         return
     largest = max(short_sides)
@@ -383,7 +395,7 @@ def _check_ranks_fit(config: RunConfig, groups: list[dict[str, Any]]) -> None:
         if isinstance(rank, int) and rank > largest:
             raise UserError(
                 f"{name} = {rank} is above the short side of every projected matrix of "
-                f"{config.model}, at most {largest}: lower it, or give a share such as 0.25."
+                f"{trained}, at most {largest}: lower it, or give a share such as 0.25."
             )
     if config.max_rank is not None and config.min_rank is not None:
         low, high = (_columns(rank, largest) for rank in (config.min_rank, config.max_rank))
