@@ -38,6 +38,8 @@ RUNS = (
 )
 
 GROWING = {"adadagrad": "max_batch_size=8", "gradient_accumulation": 2}
+# Of adapters that otherwise count the steps of a run.
+WITHOUT_STEPS = {"sora": "shrinkage=1e-3", "sara": "reselect_at=None"}
 PHASES = "num_phases=1,max_shrinkage=1e-3"
 # What the matrix does not say, by the two settings that the page names.
 REFUSED = [
@@ -47,6 +49,17 @@ REFUSED = [
             {"method": "sara", **GROWING, "adadagrad": f"max_batch_size=8,statistics={each}"},
         )
         for each in ("norms", "per-sample")
+    ),
+    (
+        ("--method sara without reselect_at=None", "--adadagrad"),
+        {"method": "sara", **GROWING},
+    ),
+    *(
+        (
+            ("--method sora with num_phases or without shrinkage", "--adadagrad"),
+            {"method": "sora", "adapter": f"alpha=8{each}", **GROWING},
+        )
+        for each in ("", f",shrinkage=1e-4,{PHASES}")
     ),
     (
         ("--method sora with num_phases", "--lr-schedule linear or constant"),
@@ -91,6 +104,8 @@ def settings_of(names):
     settings = {"method": method}
     for name in names:
         settings |= known.get(name, {})
+    if "--adadagrad" in names and method in WITHOUT_STEPS:
+        settings["adapter"] = WITHOUT_STEPS[method]
     return settings
 
 

@@ -207,6 +207,28 @@ REFUSALS = (
         lambda run: run.adapter == "sara" and find_optimizer(run.config.optimizer).is_low_rank,
     ),
     Refusal(
+        "--method sara without reselect_at=None",
+        "--adadagrad",
+        "its second selection counts steps, and a run whose batch grows takes fewer",
+        "give --adapter reselect_at=None, or " + _LEAVE_OUT,
+        lambda run: (
+            run.adapter == "sara"
+            and run.adadagrad is not None
+            and run.adapter_settings.get("reselect_at", "default") is not None
+        ),
+    ),
+    Refusal(
+        "--method sora with num_phases or without shrinkage",
+        "--adadagrad",
+        "what its gates lose counts steps, and a run whose batch grows takes fewer",
+        "give --adapter shrinkage=... and no num_phases, or " + _LEAVE_OUT,
+        lambda run: (
+            run.adapter == "sora"
+            and run.adadagrad is not None
+            and (run.has_phases or run.adapter_settings.get("shrinkage") is None)
+        ),
+    ),
+    Refusal(
         "--method sora with num_phases",
         "--lr-schedule linear or constant",
         "the rate warms up and decays in every phase",
