@@ -140,7 +140,7 @@ class Adapted(Method):
     def _optimizer_before_selection(self, model: Any) -> Optimizer:
         """Build the optimizer of the model's own weights: SaRA's are known from values alone."""
         named = list(model.named_parameters())
-        with errors_of("--method sara"):
+        with errors_of(f"--method {self.config.method}"):
             dense = matching_names(self.settings.train_fully, named, "train_fully")
             _sara().candidates(named, self.settings, dense)
         return build_optimizer(_divide([{"params": list(model.parameters())}], model), self.config)
@@ -151,10 +151,8 @@ class Adapted(Method):
             self.settings = self._with_new(model, new_weights)
         if self.config.activation_checkpointing:
             checkpoint_activations(model)
-        try:
+        with errors_of(f"--method {self.config.method}"):
             return self.adapter.apply(model, self.settings)
-        except ValueError as error:
-            raise UserError(f"--method {self.config.method}: {error}.") from error
 
     def prepare(self, model: Any) -> Prepared:
         """Build the optimizer of what is trained, and the hook."""
@@ -166,12 +164,10 @@ class Adapted(Method):
         groups = _divide(found, model)
         projected = self._projected(groups)
         optimizer = build_optimizer(groups, config)
-        try:
+        with errors_of(f"--method {config.method}"):
             hook = self.adapter.step_hook(
                 model, self.settings, num_steps=config.steps, optimizer=optimizer
             )
-        except ValueError as error:
-            raise UserError(f"--method {config.method}: {error}.") from error
         return Prepared(model, optimizer, projected, groups, hook, self._lr_factor())
 
     def _projected(self, groups: list[Group]) -> list[Tensor]:
