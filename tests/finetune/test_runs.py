@@ -22,6 +22,7 @@ from adarankgrad.finetune.tasks.classification import Classification
 from adarankgrad.finetune.tasks.find import find_task, task_class
 from adarankgrad.train import Interrupted, TrainingError, UserError
 from adarankgrad.train.checkpoints import list_checkpoints
+from adarankgrad.train.display import summary_table
 from adarankgrad.train.figure_style import LIGHT
 from adarankgrad.train.files import read_jsonl
 from adarankgrad.train.flow import Flow
@@ -113,6 +114,21 @@ def test_sara_leaves_a_whole_model_and_a_delta_of_the_base(tune, inputs, tmp_pat
     tuned = sara.load(base, run / "adapter").state_dict()
     for name, weight in merged.state_dict().items():
         assert torch.equal(weight, tuned[name]), name
+
+
+def cells_of(summary):
+    return [list(column.cells) for column in summary_table(summary).columns]
+
+
+def test_what_the_gates_of_sora_leave_is_counted_in_the_summary(tune, tmp_path):
+    summary = tune(method="sora", adapter={"rank": 4, "shrinkage": 0.1})
+    saved = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
+    num_left = sum(weight.numel() for name, weight in saved.items() if ".lora_" in name)
+    assert summary["surviving_parameters"] == num_left
+    # A and B began with rank 4 in four square layers and two others, each of them twice.
+    assert 0 < num_left < 2 * 4 * (4 * (16 + 16) + 2 * (16 + 32))
+    (shown,) = (row for row in zip(*cells_of(summary), strict=True) if "left of A" in row[0])
+    assert shown == ("  left of A and B", str(num_left))
 
 
 def test_a_run_whose_gates_all_die_ends_with_one_clear_line(tune, tmp_path):

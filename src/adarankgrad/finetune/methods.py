@@ -92,6 +92,10 @@ class Method(ABC):
     def save_beside(self, model: Any, run_dir: Path) -> None:  # noqa: B027 - most have nothing
         """Write what else the run folder is to hold, before `save`."""
 
+    def summary(self, model: Any) -> dict[str, Any]:
+        """Return what the method adds to summary.json, of the model that is delivered."""
+        return {}
+
 
 class Full(Method):
     """Every weight is trained."""
@@ -207,6 +211,13 @@ class Adapted(Method):
         """Write SaRA's values by themselves too."""
         if self.config.method == "sara":
             self.adapter.export(model, run_dir / ADAPTER_FOLDER)
+
+    def summary(self, model: Any) -> dict[str, Any]:
+        """Count what SoRA's gates have left of A and B."""
+        if self.config.method != "sora":
+            return {}
+        adapter: Any = self.adapter
+        return {"surviving_parameters": adapter.num_surviving_parameters(model)}
 
     def _settings(self) -> Any:
         """Return the adapter's settings as they are given."""

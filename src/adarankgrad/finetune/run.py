@@ -379,6 +379,7 @@ def _finish(
     summary = summarize(
         run.config, run.run_dir, trainer, outcome.metrics, best_step, base_parameters
     )
+    summary |= run.method.summary(model)
     run.method.save_beside(model, run.run_dir)
 
     def save(folder: Path) -> None:

@@ -111,6 +111,8 @@ def _state(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if trained is not None:
         share = format_share(trained, summary["base_parameters"])
         rows.insert(0, ("trained weights", f"{format_count(trained)} ({share})"))
+    if "surviving_parameters" in summary:
+        rows.insert(1, ("  left of A and B", format_count(summary["surviving_parameters"])))
     if not projects(summary):
         return rows
     projected, adamw = summary["projected_state_bytes"], summary["adamw_projected_state_bytes"]
