@@ -40,7 +40,7 @@ class LoraSettings:
     Attributes:
         target_modules: ``"all-linear"``, another regular expression, or module names, as in peft.
         exclude_modules: names or a regular expression of modules to leave alone.
-        modules_to_save: modules trained in full and saved, such as a new head.
+        modules_to_save: names of modules trained in full and saved, such as a new head.
         task_type: peft's, such as ``"CAUSAL_LM"`` or ``"SEQ_CLS"``, which adds the head to
             ``modules_to_save``.
         dropout: of the inputs of A, in [0, 1).
@@ -51,7 +51,7 @@ class LoraSettings:
 
     target_modules: str | Sequence[str] = "all-linear"
     exclude_modules: str | Sequence[str] | None = None
-    modules_to_save: Sequence[str] | None = None
+    modules_to_save: str | Sequence[str] | None = None
     task_type: str | None = None
     dropout: float = 0.0
 
