@@ -51,6 +51,10 @@ class FinetuneConfig(RunConfig):
 
     command: ClassVar[str] = "finetune"
     length_flag: ClassVar[str] = "--max-length"
+    # A step has few tokens here, beside which orthogonalising costs several times the model.
+    implied_arguments: ClassVar[dict[str, dict[str, Any]]] = {
+        "adarankgrad": {"residual": "normalized"}
+    }
 
     task: str = setting(f"One of {', '.join(TASKS)}. Pairs of regression are found by columns.")
     model: str = setting("Folder of a pretrained model, or its name on the hub (owner/name).")

@@ -237,7 +237,9 @@ def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> Optimize
     """
     spec = find_optimizer(config.optimizer)
     allowed = allowed_arguments(spec)
-    implied = _FOR_ACCUMULATION.get(config.optimizer, {}) if config.accumulate_in_backward else {}
+    implied = dict(config.implied_arguments.get(config.optimizer, {}))
+    if config.accumulate_in_backward:
+        implied |= _FOR_ACCUMULATION.get(config.optimizer, {})
     extra = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in {**implied, **config.optimizer_args}.items()

@@ -50,10 +50,12 @@ class RunConfig:
     Attributes:
         command: The subcommand of ``adarankgrad`` that makes such runs.
         length_flag: The flag that sets how long their inputs are.
+        implied_arguments: By optimizer, what its arguments are where ``optimizer_args`` is silent.
     """
 
     command: ClassVar[str]
     length_flag: ClassVar[str]
+    implied_arguments: ClassVar[dict[str, dict[str, Any]]] = {}
 
     output: str = setting("Run folder to write.")
     model: str = setting("Folder of a model.")
