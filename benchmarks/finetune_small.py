@@ -7,7 +7,7 @@ MiniLM on SST-2, MRPC and STS-B, AntiBERTy on which variants of an antibody bind
 residues that vary and two on each side, SmolLM2 on the answers of GSM8K: subsets, listed in
 `finetune_small.toml`, by `adarankgrad compare`. Rates are tried on the first seed, three of them
 and more outwards while the best is at an edge, and judged on the validation examples like
-everything else. Five hours of one core; stopped, it goes on when started again. ``--tasks SST-2``
+everything else. Six hours of one core; stopped, it goes on when started again. ``--tasks SST-2``
 runs some and keeps the others' results. Projected state is that of the matrices which a method
 works on, a new head left out. Peak memory is that of a run's process, Python and torch included.
 """

@@ -71,10 +71,8 @@ class LoraSettings:
 
     def _names_to_save(self) -> list[str] | None:
         """Return names, of which a single one may be given as text; peft would take its letters."""
-        names = self.modules_to_save
-        if names is None:
-            return None
-        return [names] if isinstance(names, str) else list(names)
+        names = _as_peft_list(self.modules_to_save)
+        return [names] if isinstance(names, str) else names
 
 
 def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:

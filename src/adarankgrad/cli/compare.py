@@ -22,6 +22,7 @@ from adarankgrad.compare.kinds import FineTuning
 from adarankgrad.finetune.config import FinetuneConfig
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import UserError
+from adarankgrad.train.run_config import flag_of
 from adarankgrad.train.values import read_toml_table
 
 _NOT_SHARED = {*FineTuning.decided, "optimizer_args"}
@@ -53,7 +54,7 @@ def _setting_options() -> Iterator[inspect.Parameter]:
 
 def _list_option(name: str) -> inspect.Parameter:
     declaration = typer.Option(
-        f"--{name.replace('_', '-')}",
+        flag_of(name),
         help=with_default(_LISTS[name][1], "0" if name == "seeds" else None),
         show_default=False,
         metavar="A,B,...",
@@ -133,9 +134,7 @@ def _parse_list(name: str, text: str) -> list[Any]:
             raise ValueError
         return [kind(part) for part in parts]
     except ValueError as error:
-        raise UserError(
-            f"--{name.replace('_', '-')} {text!r} is not a list of {_WANTED[kind]}."
-        ) from error
+        raise UserError(f"{flag_of(name)} {text!r} is not a list of {_WANTED[kind]}.") from error
 
 
 _WANTED = {

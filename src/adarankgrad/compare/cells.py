@@ -18,7 +18,7 @@ from adarankgrad.train.checkpoints import list_checkpoints
 from adarankgrad.train.child import STOP_SIGNALS, ChildPool, Job
 from adarankgrad.train.files import find_fault, write_atomic
 from adarankgrad.train.folder import SUMMARY_NAME
-from adarankgrad.train.run_config import RunConfig
+from adarankgrad.train.run_config import RunConfig, flag_of
 from adarankgrad.train.values import format_arguments
 
 _DIVERGED = 3
@@ -174,7 +174,7 @@ def flags_of(config: RunConfig, leave_out: Container[str] = ()) -> list[str]:
         if name in tables:
             value = format_arguments(value) or None
         if value is not None and value != spec.default and name not in leave_out:
-            flags.append(f"--{name.replace('_', '-')}")
+            flags.append(flag_of(name))
             if value is not True:  # a switch stands alone
                 flags.append(str(value))
     return flags

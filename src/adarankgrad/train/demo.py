@@ -18,6 +18,7 @@ from adarankgrad.train.child import ChildProcess
 from adarankgrad.train.config import TrainConfig
 from adarankgrad.train.errors import Interrupted, TrainingError, UserError
 from adarankgrad.train.files import is_writable_target, write_atomic
+from adarankgrad.train.run_config import flag_of
 from adarankgrad.train.stdlib_corpus import StdlibCorpus, read_stdlib
 
 DEFAULT_STEPS = 500
@@ -118,7 +119,7 @@ class Demo:
         """Return the command of one run on two text files."""
         arguments = ["train"]
         for name, value in self._settings(run, data, validation).items():
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
+            arguments += [flag_of(name), str(value)]
         if (self.output / run.optimizer).exists():
             arguments.append("--overwrite")
         return [sys.executable, "-m", "adarankgrad", *arguments]

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,7 @@ from adarankgrad.train.dotted_path import (
 )
 from adarankgrad.train.errors import UserError, unknown_name
 from adarankgrad.train.powered import powered_groups
-
-if TYPE_CHECKING:
-    from adarankgrad.train.run_config import RunConfig
+from adarankgrad.train.run_config import RunConfig, flag_of
 
 _SET_BY_FLAGS = ("lr", "weight_decay", "max_rank", "min_rank", "energy", "seed")
 _SET_BY_GROUPS = ("project", "stacked")
@@ -246,7 +244,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> Optimize
     }
     for name in extra:
         if name in _SET_BY_FLAGS:
-            raise UserError(f"set {name} by --{name.replace('_', '-')}, not by --optimizer-args.")
+            raise UserError(f"set {name} by {flag_of(name)}, not by --optimizer-args.")
         if name not in allowed:
             raise unknown_name(
                 f"argument of {config.optimizer}", name, sorted(allowed - set(_SET_BY_FLAGS))
@@ -356,8 +354,9 @@ def _given(config: RunConfig, names: tuple[str, ...]) -> dict[str, Any]:
 def _refuse_missing(config: RunConfig, settings: dict[str, Any], allowed: set[str]) -> None:
     for name in _RANK_SETTINGS:
         if name in settings and name not in allowed:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{config.optimizer} has no {name}: leave {flag} out{_hint(allowed)}.")
+            raise UserError(
+                f"{config.optimizer} has no {name}: leave {flag_of(name)} out{_hint(allowed)}."
+            )
 
 
 def _hint(allowed: set[str]) -> str:
