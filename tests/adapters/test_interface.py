@@ -66,6 +66,16 @@ def test_a_name_that_no_module_has_is_refused_beside_others_that_fit(name, setti
         adapter.apply(tiny_llama(), adapter.Config(**given))
 
 
+@pytest.mark.parametrize("name", ["prilora", "sora"])
+def test_a_pattern_that_excludes_no_module_is_refused(name):
+    adapter = find_adapter(name)
+    with pytest.raises(ValueError, match="exclude_modules 'k_proj' matches no module's whole name"):
+        adapter.apply(tiny_llama(), adapter.Config(exclude_modules="k_proj"))
+    adapted = adapter.apply(tiny_llama(), adapter.Config(exclude_modules=".*k_proj"))
+    trained = [each for each, weight in adapted.named_parameters() if weight.requires_grad]
+    assert trained and not any("k_proj" in each for each in trained)
+
+
 @pytest.mark.parametrize("names", ["lm_head", ["lm_head"]])
 def test_a_module_to_save_may_be_named_alone(names):
     model = find_adapter("sora").apply(

@@ -369,6 +369,19 @@ def test_a_model_without_the_weights_of_the_task_is_refused(tmp_path, inputs, ca
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "sara"])
+def test_a_model_that_cannot_recompute_is_refused_before_its_weights_are_read(
+    method, tmp_path, inputs, capsys, monkeypatch
+):
+    from transformers import BertForSequenceClassification
+
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    monkeypatch.setattr("adarankgrad.finetune.run.load_model", None)
+    flags = flags_for(tmp_path, inputs, method=method)
+    assert call("finetune", *flags, "--activation-checkpointing") == 2
+    assert "cannot compute activations again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["lora", "sara"])
 def test_a_method_that_does_not_fit_is_found_before_an_older_run_is_replaced(
     method, tmp_path, inputs, capsys, monkeypatch
@@ -380,7 +393,7 @@ def test_a_method_that_does_not_fit_is_found_before_an_older_run_is_replaced(
     assert call("finetune", *flags_for(tmp_path, inputs, steps=1)) == 0
     before = (tmp_path / "run" / "summary.json").read_text()
     # As in the loop, which runs after the folder is emptied.
-    for module in ("train.loop", "finetune.methods"):
+    for module in ("train.loop", "finetune.methods.adapted", "finetune.methods.sara"):
         monkeypatch.setattr(f"adarankgrad.{module}.run_methods", run_methods)
     flags = flags_for(tmp_path, inputs, method=method)
     assert call("finetune", *flags, "--overwrite") == 2

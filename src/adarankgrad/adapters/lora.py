@@ -81,8 +81,8 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     ``"all-linear"`` in the configuration is replaced by names.
 
     Raises:
-        ValueError: if there is none, a name in a list of the configuration is of no module, or the
-            model carries an adapter already.
+        ValueError: if there is none, a name or a pattern of the configuration is of no module, or
+            the model carries an adapter already.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
@@ -106,10 +106,14 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
 
 
 def _check_names(argument: str, given: Any, names: Sequence[str]) -> None:
-    """Refuse a name in a list that is neither a module's name nor the end of one."""
-    if given is None or isinstance(given, str):
+    """Refuse a pattern that is no module's whole name, and a name that is not even one's end."""
+    if isinstance(given, str):
+        if not any(re.fullmatch(given, name) for name in names):
+            raise ValueError(
+                f"{argument} {given!r} matches no module's whole name; a list may name ends"
+            )
         return
-    for entry in given:
+    for entry in given or ():
         if not any(name == entry or name.endswith(f".{entry}") for name in names):
             raise ValueError(
                 f"{argument} names {entry!r}, and the model has no module of this name, nor one "

@@ -31,7 +31,8 @@ from adarankgrad.finetune.examples import (
     saved_examples,
 )
 from adarankgrad.finetune.inputs import check_model
-from adarankgrad.finetune.methods import Method, Prepared, find_method
+from adarankgrad.finetune.methods.find import find_method
+from adarankgrad.finetune.methods.interface import Method, Prepared
 from adarankgrad.finetune.pretrained import (
     build_empty,
     check_known,
