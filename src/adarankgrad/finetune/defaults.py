@@ -11,7 +11,7 @@ from adarankgrad.train.optimizers import find_optimizer
 from adarankgrad.train.settings import default_lr, default_warmup_steps
 
 # Places to start from, in docs/finetune.md: of projected weights and of the others. Those of
-# AdaRankGrad are what benchmarks/finetune_small.py found on three tasks of four.
+# AdaRankGrad are what benchmarks/finetune_small.py found on four tasks of five.
 _ADAMW_LR = 5e-5
 _ADARANKGRAD_LRS = (3e-4, 2e-4)
 _LOW_RANK_LRS = (2e-4, _ADAMW_LR)
