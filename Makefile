@@ -7,10 +7,6 @@ PYTHON ?= python3
 TORCH_SOURCE ?=
 BENCHMARKS ?= $(sort $(shell grep -l __main__ benchmarks/*.py 2>/dev/null))
 
-# About half of the suite's time each.
-FIRST_TESTS := $(addprefix tests/,adapters contract core optim theory reparam memory_plan schedules finetune)
-OTHER_TESTS := $(filter-out $(FIRST_TESTS) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
-
 BIN := .venv/bin
 # Touched last, so that an interrupted set-up starts again.
 READY := .venv/ready
@@ -40,10 +36,7 @@ check: $(READY) ## lint, format, types and the import rules
 	$(BIN)/python -m pytest tests/test_imports.py
 
 test: $(READY) ## the whole test suite, in two processes of one thread each
-	@export OMP_NUM_THREADS=1; output=$$(mktemp); \
-	$(BIN)/python -m pytest $(OTHER_TESTS) > $$output 2>&1 & other=$$!; \
-	$(BIN)/python -m pytest $(FIRST_TESTS); code=$$?; \
-	wait $$other || code=$$?; cat $$output; rm $$output; exit $$code
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 demo: $(READY) ## train a small language model with AdamW and with AdaRankGrad, and compare
 	$(BIN)/adarankgrad demo
