@@ -36,7 +36,7 @@ check: $(READY) ## lint, format, types and the import rules
 	$(BIN)/python -m pytest tests/test_imports.py
 
 test: $(READY) ## the whole test suite, in two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --max-worker-restart 0
 
 demo: $(READY) ## train a small language model with AdamW and with AdaRankGrad, and compare
 	$(BIN)/adarankgrad demo

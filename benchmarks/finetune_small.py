@@ -51,6 +51,7 @@ def main() -> None:
         settings = table["shared"] | {"seeds": [0, 1, 2]} | table["tasks"][name]
         tasks[name] = run_task(name, settings, table["methods"], arguments)
         print_task(name, tasks[name])
+    tasks = {name: tasks[name] for name in table["tasks"] if name in tasks}
     (RESULTS / f"{NAME}.png").write_bytes(draw(tasks))
     finish(NAME, {"tasks": tasks})
 

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """Leave what is imported by now out of garbage collections, a third of some tests."""
+    """Spare garbage collections what is imported by now: Trainer asks for one at each start."""
     gc.freeze()
 
 

@@ -71,6 +71,11 @@ def test_a_pattern_that_excludes_no_module_is_refused(name):
     adapter = find_adapter(name)
     with pytest.raises(ValueError, match="exclude_modules 'k_proj' matches no module's whole name"):
         adapter.apply(tiny_llama(), adapter.Config(exclude_modules="k_proj"))
+
+
+@pytest.mark.parametrize("name", ["prilora", "sora"])
+def test_a_pattern_excludes_the_modules_whose_whole_names_it_matches(name):
+    adapter = find_adapter(name)
     adapted = adapter.apply(tiny_llama(), adapter.Config(exclude_modules=".*k_proj"))
     trained = [each for each, weight in adapted.named_parameters() if weight.requires_grad]
     assert trained and not any("k_proj" in each for each in trained)

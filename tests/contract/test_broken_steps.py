@@ -29,22 +29,22 @@ def break_one(params, name, value):
 
 
 @pytest.mark.parametrize("value", BROKEN)
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_step_with_a_broken_gradient_changes_nothing_and_is_counted(case, name, value):
+def test_a_step_with_a_broken_gradient_changes_nothing_and_is_counted(case, value):
     params, expected = make_params(), make_params()
     optimizer, reference = case.build(params), case.build(expected)
     # Refreshes come every third step: the steps in between and those of a refresh are all broken.
     for step in range(7):
         weights, state = weights_of(params), state_snapshot(optimizer)
-        set_gradients(params, step, "broken")
-        break_one(params, name, value)
-        optimizer.step()
-        assert_same_bits(weights_of(params), weights)
-        assert_same_state(state_snapshot(optimizer), state)
+        for name in SHAPES:
+            set_gradients(params, step, "broken")
+            break_one(params, name, value)
+            optimizer.step()
+            assert_same_bits(weights_of(params), weights)
+            assert_same_state(state_snapshot(optimizer), state)
         train(optimizer, params, [step])
         train(reference, expected, [step])
     assert_same_bits(weights_of(params), weights_of(expected))
-    assert optimizer.report().num_skipped_steps == 7
+    assert optimizer.report().num_skipped_steps == 7 * len(SHAPES)
     assert reference.report().num_skipped_steps == 0
 
 

@@ -166,6 +166,10 @@ def test_examples_whose_answer_is_cut_off_are_told_and_count_in_no_epoch(
             {"method": "sora", "adapter": "target_modules='('"},
             "target_modules pattern '(' is no regular expression",
         ),
+        (
+            {"method": "lora", "adapter": "exclude_modules=query"},
+            "exclude_modules 'query' matches no module's whole name",
+        ),
         ({"method": "prilora", "adapter": "target_modules=3"}, "target_modules must be"),
         ({"method": "sara", "adapter": "include='('"}, "include pattern '('"),
         ({"method": "sara", "adapter": "restart_optimizer=no"}, "must be True or False, got 'no'"),

@@ -81,7 +81,7 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     ``"all-linear"`` in the configuration is replaced by names.
 
     Raises:
-        ValueError: if there is none, a name or a pattern of the configuration is of no module, or
+        ValueError: if there is none, a name or a pattern of the configuration fits no module, or
             the model carries an adapter already.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
@@ -96,21 +96,25 @@ def targeted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     targeted = [name for name in names if check_target_module_exists(config, name)]
     if not targeted:
         linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+        is_pattern = isinstance(wanted, str)
+        advice = f"; to name modules by the ends of names, give [{wanted!r}]" if is_pattern else ""
+        examples = f", such as {', '.join(linear[:3])}" if linear else ""
         raise ValueError(
-            f"target_modules {wanted!r} match no module; the model has "
-            f"{len(linear)} linear layers{', such as ' if linear else ''}{', '.join(linear[:3])}"
+            f"target_modules {wanted!r} match no module; the model has {len(linear)} linear layers"
+            f"{examples}{advice}"
         )
     for argument in ("target_modules", "exclude_modules", "modules_to_save"):
-        _check_names(argument, getattr(config, argument), names)
+        _check_fits_some_module(argument, getattr(config, argument), names)
     return targeted
 
 
-def _check_names(argument: str, given: Any, names: Sequence[str]) -> None:
-    """Refuse a pattern that is no module's whole name, and a name that is not even one's end."""
-    if isinstance(given, str):
+def _check_fits_some_module(argument: str, given: Any, names: Sequence[str]) -> None:
+    """Refuse a pattern that matches no module's whole name, and a name that is no module's end."""
+    if isinstance(given, str) and given:
         if not any(re.fullmatch(given, name) for name in names):
             raise ValueError(
-                f"{argument} {given!r} matches no module's whole name; a list may name ends"
+                f"{argument} {given!r} matches no module's whole name, such as {names[-1]!r}; "
+                f"to name modules by the ends of names, give [{given!r}]"
             )
         return
     for entry in given or ():

@@ -19,7 +19,7 @@ _PARAMETERS = [
 def finetune(**options: Any) -> None:
     """Fine-tune a pretrained model and report how well it does.
 
-    Example: adarankgrad finetune --task classification --model minilm --data train.tsv
+    Example: adarankgrad finetune --task classification --model models/minilm --data train.tsv
     --validation dev.tsv --epochs 1 --output runs/sst2
     """
     request = read_request(options, FinetuneConfig)

@@ -39,11 +39,11 @@ class Adapted(Method):
 
     Attributes:
         adapter: A module of the shape of `adapters.interface.Adapter`.
-        settings: Its own.
-        trained_whole: The setting that names what is trained besides.
+        settings: Of the adapter.
+        whole_setting: Name of the one that lists what is trained whole beside the adapter.
     """
 
-    trained_whole: ClassVar[str]
+    whole_setting: ClassVar[str]
 
     def __init__(self, config: FinetuneConfig, task: Task) -> None:
         super().__init__(config, task)
@@ -64,8 +64,8 @@ class Adapted(Method):
         """Return settings of the adapter that follow from those of the run."""
 
     @abstractmethod
-    def names_of(self, new_weights: list[str], model: Any) -> list[str]:
-        """Return new weights as the setting ``trained_whole`` takes them."""
+    def names_of(self, model: Any, new_weights: list[str]) -> list[str]:
+        """Return new weights as ``whole_setting`` takes them."""
 
     def lr_factor(self) -> Callable[[float], float] | None:
         """Return the schedule that the adapter brings with it, if any."""
@@ -74,7 +74,7 @@ class Adapted(Method):
     def apply(self, model: Any, new_weights: list[str]) -> Any:
         """Add the adapter."""
         if new_weights:
-            self.settings = self._with_whole(self.names_of(new_weights, model))
+            self.settings = self._with_whole(self.names_of(model, new_weights))
         if self.config.activation_checkpointing:
             checkpoint_activations(model)
         with errors_of(f"--method {self.config.method}"):
@@ -83,6 +83,7 @@ class Adapted(Method):
     def prepare(self, model: Any) -> Prepared:
         """Build the optimizer of what is trained, and the hook."""
         config = self.config
+        assert config.lr is not None and config.steps is not None
         found = self.adapter.param_groups(
             model, self.settings, lr=config.lr, weight_decay=config.weight_decay
         )
@@ -110,16 +111,16 @@ class Adapted(Method):
         return projected_parameters(groups)
 
     def _with_whole(self, names: list[str]) -> Any:
-        """Return the settings with more trained and saved whole, beside what is given."""
-        given = getattr(self.settings, self.trained_whole) or []
+        """Return the settings with these names beside those that are given."""
+        given = getattr(self.settings, self.whole_setting) or []
         given = [given] if isinstance(given, str) else given
-        return replace(self.settings, **{self.trained_whole: [*dict.fromkeys([*given, *names])]})
+        return replace(self.settings, **{self.whole_setting: [*dict.fromkeys([*given, *names])]})
 
 
 class AdaptedByPeft(Adapted):
     """LoRA or one of its kind is trained, with the head if that is new."""
 
-    trained_whole = "modules_to_save"
+    whole_setting = "modules_to_save"
 
     def check(self, empty_model: Any) -> None:
         """See that targets, optimizer and methods fit."""
@@ -136,7 +137,7 @@ class AdaptedByPeft(Adapted):
         """Return peft's name of the task."""
         return {"task_type": self.task.adapter_type}
 
-    def names_of(self, new_weights: list[str], model: nn.Module) -> list[str]:
+    def names_of(self, model: Any, new_weights: list[str]) -> list[str]:
         """Return the topmost modules of which every weight is new, by their full names.
 
         No adapter of peft goes into modules that are saved whole.

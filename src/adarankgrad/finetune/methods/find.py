@@ -24,7 +24,7 @@ _METHODS: dict[str, type[Method]] = {
 
 
 def find_method(config: FinetuneConfig, task: Task) -> Method:
-    """Return the method of a run, one of `config.METHODS`.
+    """Return the method of a run, one of `finetune.config.METHODS`.
 
     Raises:
         UserError: A setting of it is unknown or out of range, or a package is missing.

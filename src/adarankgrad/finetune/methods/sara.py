@@ -1,4 +1,4 @@
-"""SaRA: a model's own small weights, which only their values tell."""
+"""SaRA: a model's own small weights, which are chosen by their values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adarankgrad.train.presets import checkpoint_activations
 class SaRA(Adapted):
     """Small weights are trained, with the head if that is new."""
 
-    trained_whole = "train_fully"
+    whole_setting = "train_fully"
 
     def check(self, empty_model: Any) -> None:
         """See that patterns, optimizer and methods fit, as far as names and shapes tell."""
@@ -30,6 +30,7 @@ class SaRA(Adapted):
         with errors_of(f"--method {self.config.method}"):
             dense = matching_names(self.settings.train_fully, named, "train_fully")
             self.adapter.candidates(named, self.settings, dense)
+        # No values to choose by yet: the optimizer is that of all weights.
         groups = divide([{"params": list(empty_model.parameters())}], empty_model)
         run_methods(self.config, empty_model, build_optimizer(groups, self.config))
 
@@ -45,6 +46,6 @@ class SaRA(Adapted):
         """Return the run's seed."""
         return {"seed": self.config.seed}
 
-    def names_of(self, new_weights: list[str], model: Any) -> list[str]:
+    def names_of(self, model: Any, new_weights: list[str]) -> list[str]:
         """Return a pattern for each."""
         return [f"^{re.escape(weight)}$" for weight in new_weights]
