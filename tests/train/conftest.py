@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from pictures import same_picture
 
 from adarankgrad.train import Interrupted, TrainConfig, train
 from adarankgrad.train.child import ChildPool
@@ -82,7 +83,7 @@ def shared(settings):
 
 @pytest.fixture
 def children(monkeypatch):
-    """Train in this process without drawing; returns each run's flags, takes exit codes to fake."""
+    """Train in this process; returns the flags of each run, and takes exit codes to fake."""
 
     class Children(list):
         exit_codes = {}
@@ -118,7 +119,7 @@ def children(monkeypatch):
 
     monkeypatch.setattr("adarankgrad.train.plots.write_plots", lambda run_dir: [])
     monkeypatch.setattr("adarankgrad.train.report.write_report", lambda run_dir: run_dir)
-    monkeypatch.setattr("adarankgrad.compare.plots.to_png", lambda figure, caption: b"drawn")
+    monkeypatch.setattr("adarankgrad.compare.plots.to_png", same_picture)
     monkeypatch.setattr(ChildPool, "run", run_all)
     return seen
 

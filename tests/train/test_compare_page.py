@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 from browser import NEEDS_CHROMIUM, assert_fits, script_result
 from fake_run import write_fake_run
+from pictures import same_picture
 
 from adarankgrad.cli.options import parse_flags
 from adarankgrad.compare import figures, plots
@@ -31,7 +32,8 @@ LAST_SEED_OF_GALORE = "galore/lr-0.001_plain-0.008_seed-2"
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Write a comparison whose runs are all there, but for those named in ``failed``."""
+    """Write a comparison whose runs are all there, but for those in ``failed``."""
+    monkeypatch.setattr(plots, "to_png", same_picture)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("words")
 
