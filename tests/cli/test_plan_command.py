@@ -7,12 +7,12 @@ from train_inputs import call, write_inputs
 
 from adarankgrad.train.config import TrainConfig
 
-WIDE_LLAMA = {
+LLAMA_8B = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 4096,
     "intermediate_size": 14336,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "vocab_size": 128256,
@@ -90,26 +90,26 @@ def test_arguments_of_the_optimizer_are_those_of_training(folder, capfd):
     assert "Ranks are taken at their memory budget." in table
 
 
-def test_layers_as_wide_as_those_of_eight_billion_weights_are_predicted_without_them(tmp_path):
+def test_a_model_of_eight_billion_weights_is_predicted_without_them(tmp_path):
     from adarankgrad.memory_plan.costs import adamw_costs
     from adarankgrad.memory_plan.methods import trace_model
     from adarankgrad.memory_plan.predict import Training
 
-    (tmp_path / "config.json").write_text(json.dumps(WIDE_LLAMA))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     model = str(tmp_path / "config.json")
     config = TrainConfig(data="-", output="-", model=model, seq_len=2048, precision="bfloat16")
     traced = trace_model(config)
-    # 2·128256·4096 + 4·(2·4096² + 2·4096·1024 + 3·4096·14336 + 2·4096) + 4096.
-    num_weights = 1_923_125_248
+    # 2·128256·4096 + 32·(2·4096² + 2·4096·1024 + 3·4096·14336 + 2·4096) + 4096.
+    num_weights = 8_030_261_248
     # Beside the weights only the 64 frequencies of the rotary embedding, twice.
     assert traced.weight_bytes == 2 * num_weights + 2 * 64 * 2
     adamw = Training(traced.weight_bytes, traced.traces[0], adamw_costs(traced.model, "cpu"))
     predicted = adamw.predict(1)
     assert predicted.state == 4 * num_weights
     assert predicted.gradients == 2 * num_weights
-    # The residual stream at 4 checkpoints.
+    # The residual stream of 32 checkpoints and the logits thrice are less than all activations.
     checkpointed = traced.traces[1].live(1).max()
-    assert 4 * 2048 * 4096 * 2 < checkpointed < predicted.activations
+    assert 32 * 2048 * 4096 * 2 < checkpointed < predicted.activations
 
 
 def test_seven_billion_weights_are_planned_by_the_command(capfd):
